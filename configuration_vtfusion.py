@@ -1,0 +1,186 @@
+"""VTFusion configuration: what can be chosen."""
+
+from typing import Any
+
+from transformers import AutoConfig, BertConfig, PreTrainedConfig, ViTConfig
+
+
+class VTFusionConfig(PreTrainedConfig):
+    r"""
+    Configuration of a VTFusion model: a text encoder, a vision encoder, and the visual-text cross-attention that
+    joins them.
+
+    Args:
+        text_config (`PreTrainedConfig` or `dict`, *optional*, defaults to `BertConfig()`):
+            Configuration of the text encoder: any model that `AutoModel` builds and that is not an
+            encoder-decoder. A `dict` needs the key `model_type`.
+        vision_config (`PreTrainedConfig` or `dict`, *optional*, defaults to `ViTConfig()`):
+            Configuration of the vision encoder: any CNN, vision transformer, backbone or object detector that
+            `AutoModel`, `AutoBackbone` or `AutoModelForObjectDetection` builds. With `visual_hidden_size` given and
+            `vision_config` left out, the model has no vision encoder and reads precomputed `visual_embeds`.
+        visual_hidden_size (`int`, *optional*):
+            Width of the visual features. Read off the vision encoder where there is one.
+        vision_num_prefix_tokens (`int`, *optional*):
+            How many tokens (`[CLS]`, registers) a vision transformer puts before its grid. Derived from the image and
+            patch size when left out; only unusual encoders need it.
+        fusion_hidden_size (`int`, *optional*, defaults to 256):
+            Width D of the space that text and image share.
+        fusion_intermediate_size (`int`, *optional*):
+            Width of the feed-forward of a fusion layer; `2 * fusion_hidden_size` when left out.
+        num_fusion_layers (`int`, *optional*, defaults to 1):
+            Number of fusion layers, each with both directions of attention and a feed-forward.
+        num_fusion_heads (`int`, *optional*, defaults to 4):
+            Number of attention heads of a fusion layer.
+        fusion_hidden_act (`str`, *optional*, defaults to `"gelu"`):
+            Activation of the feed-forward.
+        fusion_dropout (`float`, *optional*, defaults to 0.1):
+            Dropout on what a fusion layer adds.
+        classifier_dropout (`float`, *optional*, defaults to 0.1):
+            Dropout before a task head.
+        temperature_init (`float`, *optional*, defaults to 0.1):
+            Initial temperature \\(\tau\\) of every head: attention is softmax(cosine / \\(\tau\\)).
+        fusion_loss_weight (`float`, *optional*, defaults to 1.0):
+            Weight of the loss of the fused representation, L_ct.
+        text_loss_weight (`float`, *optional*, defaults to 0.5):
+            Weight of the loss of the text alone, L_t. It keeps the model good on rows without an image.
+        vision_loss_weight (`float`, *optional*, defaults to 0.1):
+            Weight of the loss of what each image position would predict, L_v. At zero, the last fusion layer has no
+            image side, since nothing would read it.
+        contrastive_loss_weight (`float`, *optional*, defaults to 0.0):
+            Weight of the symmetric contrastive loss between pooled text and pooled image, L_itc.
+        output_fusion_attentions (`bool`, *optional*, defaults to `False`):
+            Whether outputs carry the similarity and the attention maps of the last fusion layer.
+        initializer_range (`float`, *optional*, defaults to 0.02):
+            Standard deviation of the initial weights of the fusion part and of the heads.
+        kwargs (*optional*):
+            What every `PreTrainedConfig` takes, for example `num_labels`, `id2label`, `label2id`.
+
+    Example:
+
+    ```python
+    >>> from transformers import BertConfig, ResNetConfig
+    >>> from vtfusion import VTFusionConfig
+
+    >>> config = VTFusionConfig(text_config=BertConfig(), vision_config=ResNetConfig(), num_fusion_layers=2)
+    >>> config.vision_config.model_type
+    'resnet'
+    ```
+    """
+
+    model_type = "vtfusion"
+    sub_configs = {"text_config": AutoConfig, "vision_config": AutoConfig}  # noqa: RUF012
+    # Trainer gathers every other output over the whole evaluation set
+    keys_to_ignore_at_inference = [  # noqa: RUF012
+        "fusion_loss",
+        "text_loss",
+        "vision_loss",
+        "contrastive_loss",
+        "last_hidden_state",
+        "text_hidden_state",
+        "visual_hidden_state",
+        "visual_context",
+        "fusion_gate",
+        "visual_boxes",
+        "visual_mask",
+        "similarity",
+        "text_to_image_attention",
+        "image_to_text_attention",
+        "hidden_states",
+        "attentions",
+    ]
+
+    def __init__(
+        self,
+        text_config: PreTrainedConfig | dict[str, Any] | None = None,
+        vision_config: PreTrainedConfig | dict[str, Any] | None = None,
+        visual_hidden_size: int | None = None,
+        vision_num_prefix_tokens: int | None = None,
+        fusion_hidden_size: int = 256,
+        fusion_intermediate_size: int | None = None,
+        num_fusion_layers: int = 1,
+        num_fusion_heads: int = 4,
+        fusion_hidden_act: str = "gelu",
+        fusion_dropout: float = 0.1,
+        classifier_dropout: float = 0.1,
+        temperature_init: float = 0.1,
+        fusion_loss_weight: float = 1.0,
+        text_loss_weight: float = 0.5,
+        vision_loss_weight: float = 0.1,
+        contrastive_loss_weight: float = 0.0,
+        output_fusion_attentions: bool = False,
+        initializer_range: float = 0.02,
+        tie_word_embeddings: bool = False,
+        **kwargs: Any,
+    ):
+        if text_config is None:
+            text_config = BertConfig()
+        if vision_config is None and visual_hidden_size is None:
+            vision_config = ViTConfig()
+        self.text_config = self._as_config(text_config, "text_config")
+        self.vision_config = None if vision_config is None else self._as_config(vision_config, "vision_config")
+        self.visual_hidden_size = visual_hidden_size
+        self.vision_num_prefix_tokens = vision_num_prefix_tokens
+
+        if num_fusion_layers < 1:
+            raise ValueError(f"`num_fusion_layers` must be at least 1, got {num_fusion_layers}.")
+        if fusion_hidden_size % num_fusion_heads != 0:
+            raise ValueError(
+                f"`fusion_hidden_size` ({fusion_hidden_size}) must be a multiple of `num_fusion_heads` "
+                f"({num_fusion_heads})."
+            )
+        if temperature_init <= 0:
+            raise ValueError(f"`temperature_init` must be positive, got {temperature_init}.")
+        weights = {
+            "fusion_loss_weight": fusion_loss_weight,
+            "text_loss_weight": text_loss_weight,
+            "vision_loss_weight": vision_loss_weight,
+            "contrastive_loss_weight": contrastive_loss_weight,
+        }
+        for name, weight in weights.items():
+            if weight < 0:
+                raise ValueError(f"`{name}` must not be negative, got {weight}.")
+        self.fusion_hidden_size = fusion_hidden_size
+        self.fusion_intermediate_size = fusion_intermediate_size or 2 * fusion_hidden_size
+        self.num_fusion_layers = num_fusion_layers
+        self.num_fusion_heads = num_fusion_heads
+        self.fusion_hidden_act = fusion_hidden_act
+        self.fusion_dropout = fusion_dropout
+        self.classifier_dropout = classifier_dropout
+        self.temperature_init = temperature_init
+        self.fusion_loss_weight = fusion_loss_weight
+        self.text_loss_weight = text_loss_weight
+        self.vision_loss_weight = vision_loss_weight
+        self.contrastive_loss_weight = contrastive_loss_weight
+        self.output_fusion_attentions = output_fusion_attentions
+        self.initializer_range = initializer_range
+        self.tie_word_embeddings = tie_word_embeddings
+        # A saved config carries the map of the repository it came from; ours always names the files beside it.
+        kwargs.pop("auto_map", None)
+        super().__init__(**kwargs)
+        # `save_pretrained` records only the class that was saved, and only an instance attribute reaches the JSON
+        # file. The whole map makes every head and the processor load from one folder.
+        self.auto_map = {
+            "AutoConfig": "configuration_vtfusion.VTFusionConfig",
+            "AutoModel": "modeling_vtfusion.VTFusionModel",
+            "AutoModelForTokenClassification": "modeling_vtfusion.VTFusionForTokenClassification",
+            "AutoProcessor": "processing_vtfusion.VTFusionProcessor",
+        }
+
+    @staticmethod
+    def _as_config(config: PreTrainedConfig | dict[str, Any], name: str) -> PreTrainedConfig:
+        if not isinstance(config, dict):
+            return config
+        values = dict(config)
+        model_type = values.pop("model_type", None)
+        if model_type is None:
+            raise ValueError(f"`{name}` was given as a dict without `model_type`, for example 'bert' or 'resnet'.")
+        return AutoConfig.for_model(model_type, **values)
+
+    def get_text_config(self, *args: Any, **kwargs: Any) -> PreTrainedConfig:
+        """Configuration of the text part, which has the vocabulary and the word embeddings."""
+        return self.text_config
+
+
+VTFusionConfig.register_for_auto_class()
+
+__all__ = ["VTFusionConfig"]

@@ -1,0 +1,284 @@
+"""VTFusion's fusion block: alignment, interaction, gated fusion, and the losses that read them."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers.activations import ACT2FN
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from .configuration_vtfusion import VTFusionConfig
+
+# A sharper softmax than this is one-hot in float32, and its gradient vanishes (the bound of CLIP's logit scale).
+MAX_LOGIT_SCALE = 100.0
+
+
+# ------------------------------------------------------------------------------------------------------- alignment
+
+
+def attend(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, key_mask: torch.Tensor | None = None
+) -> torch.Tensor:
+    """
+    softmax(query @ key^T) @ value. On unit vectors, with the query divided by the temperature, this is the softmax of
+    cosine / temperature, so the similarity matrix is never stored.
+
+    Args:
+        query (`torch.Tensor` of shape `(B, heads, Q, d)`): already scaled.
+        key (`torch.Tensor` of shape `(B, heads, K, d)`): the positions that are read.
+        value (`torch.Tensor` of shape `(B, heads, K, d_value)`): what is read there.
+        key_mask (`torch.BoolTensor` of shape `(B, K)`, *optional*): which positions may be read. A row with none reads
+            all: the caller drops its result, and a softmax over nothing would poison the gradients.
+
+    Returns:
+        `torch.Tensor` of shape `(B, heads, Q, d_value)`.
+    """
+    mask = None if key_mask is None else _readable(key_mask)
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=1.0)
+
+
+def attention_map(query: torch.Tensor, key: torch.Tensor, key_mask: torch.Tensor | None = None) -> torch.Tensor:
+    """The weights of [`attend`], `(B, heads, Q, K)`, for people who want to look at them."""
+    scores = query @ key.transpose(-1, -2)
+    if key_mask is not None:
+        scores = scores.masked_fill(~_readable(key_mask), float("-inf"))
+    return scores.softmax(dim=-1)
+
+
+def _readable(key_mask: torch.Tensor) -> torch.Tensor:
+    return (key_mask | ~key_mask.any(dim=-1, keepdim=True))[:, None, None, :]
+
+
+# ----------------------------------------------------------------------------------------------------- interaction
+
+
+class VTFusionFeedForward(nn.Module):
+    def __init__(self, config: VTFusionConfig):
+        super().__init__()
+        self.norm = nn.LayerNorm(config.fusion_hidden_size)
+        self.up = nn.Linear(config.fusion_hidden_size, config.fusion_intermediate_size)
+        self.activation = ACT2FN[config.fusion_hidden_act]
+        self.down = nn.Linear(config.fusion_intermediate_size, config.fusion_hidden_size)
+        self.dropout = nn.Dropout(config.fusion_dropout)
+
+    def forward(self, hidden_state: torch.Tensor) -> torch.Tensor:
+        return hidden_state + self.dropout(self.down(self.activation(self.up(self.norm(hidden_state)))))
+
+
+class VTFusionLayer(GradientCheckpointingLayer):
+    """
+    One fusion layer: text reads image and image reads text, both from the same similarity.
+
+    Args:
+        config ([`VTFusionConfig`]): the model's configuration.
+        has_image_side (`bool`): whether the image reads the text. The last layer has none when nothing would use it.
+    """
+
+    def __init__(self, config: VTFusionConfig, has_image_side: bool):
+        super().__init__()
+        width = config.fusion_hidden_size
+        self.num_heads = config.num_fusion_heads
+        self.has_image_side = has_image_side
+        self.text_norm = nn.LayerNorm(width)
+        self.image_norm = nn.LayerNorm(width)
+        self.query = nn.Linear(width, width)
+        self.key = nn.Linear(width, width)
+        self.log_scale = nn.Parameter(torch.full((self.num_heads,), -math.log(config.temperature_init)))
+        self.dropout = nn.Dropout(config.fusion_dropout)
+        self.image_value = nn.Linear(width, width)
+        self.context_output = nn.Linear(width, width)
+        self.context_feed_forward = VTFusionFeedForward(config)
+        if has_image_side:
+            self.text_value = nn.Linear(width, width)
+            self.image_output = nn.Linear(width, width)
+            self.image_feed_forward = VTFusionFeedForward(config)
+
+    def scale(self) -> torch.Tensor:
+        """1 / tau of each head, `(heads, 1, 1)`."""
+        return self.log_scale.exp().clamp(max=MAX_LOGIT_SCALE)[:, None, None]
+
+    def forward(
+        self,
+        text_state: torch.Tensor,
+        image_state: torch.Tensor,
+        text_mask: torch.Tensor | None,
+        visual_mask: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """
+        Args:
+            text_state (`torch.FloatTensor` of shape `(B, L, D)`): the tokens.
+            image_state (`torch.FloatTensor` of shape `(B, N, D)`): the image positions.
+            text_mask (`torch.BoolTensor` of shape `(B, L)`, *optional*): False at padding.
+            visual_mask (`torch.BoolTensor` of shape `(B, N)`, *optional*): False at positions that are not there.
+
+        Returns:
+            `tuple` of what the tokens read `(B, L, D)`, the image positions `(B, N, D)`, and the scaled query
+            `(B, heads, L, D / heads)` and key `(B, heads, N, D / heads)` of the alignment.
+        """
+        text, image = self.text_norm(text_state), self.image_norm(image_state)
+        # The norm in float32: in half precision the squares of a wide vector overflow.
+        query = F.normalize(self._split(self.query(text)).float(), dim=-1)
+        key = F.normalize(self._split(self.key(image)).float(), dim=-1).to(image.dtype)
+        query = (query * self.scale()).to(text.dtype)
+
+        context = attend(query, key, self._split(self.image_value(image)), visual_mask)
+        context = self.context_feed_forward(self.dropout(self.context_output(self._merge(context))))
+        if self.has_image_side:
+            read = attend(key, query, self._split(self.text_value(text)), text_mask)
+            image_state = image_state + self.dropout(self.image_output(self._merge(read)))
+            image_state = self.image_feed_forward(image_state)
+        return context, image_state, query, key
+
+    def _split(self, hidden_state: torch.Tensor) -> torch.Tensor:
+        return hidden_state.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+
+    def _merge(self, hidden_state: torch.Tensor) -> torch.Tensor:
+        return hidden_state.transpose(1, 2).flatten(2)
+
+
+class VTFusionPositions(nn.Module):
+    """
+    Where an image position lies, as a vector: sines and cosines of its box and of its image's index, projected. Grid
+    cells, detector boxes and given regions are all boxes, so one encoding serves any grid size and any encoder.
+    """
+
+    num_frequencies = 8
+
+    def __init__(self, config: VTFusionConfig):
+        super().__init__()
+        # centre, size and image index, each with a sine and a cosine per frequency
+        self.projection = nn.Linear(5 * 2 * self.num_frequencies, config.fusion_hidden_size)
+
+    def forward(self, boxes: torch.Tensor) -> torch.Tensor:
+        """
+        Args:
+            boxes (`torch.FloatTensor` of shape `(B, M, n, 4)`): (x0, y0, x1, y1) from 0 to 1.
+
+        Returns:
+            `torch.FloatTensor` of shape `(B, M, n, D)`.
+        """
+        boxes = boxes.float()
+        index = torch.arange(boxes.shape[1], device=boxes.device, dtype=boxes.dtype)
+        # The highest frequency turns by pi from one image to the next when the index is counted in 128ths.
+        index = (index / 2**self.num_frequencies * 2)[None, :, None, None].expand(*boxes.shape[:3], 1)
+        corner, opposite = boxes[..., :2], boxes[..., 2:]
+        coordinates = torch.cat([(corner + opposite) / 2, opposite - corner, index], dim=-1)
+        octaves = torch.arange(self.num_frequencies, device=boxes.device, dtype=boxes.dtype)
+        angles = (coordinates[..., None] * (math.pi * 2**octaves)).flatten(-2)
+        waves = torch.cat([angles.sin(), angles.cos()], dim=-1)
+        return self.projection(waves.to(self.projection.weight.dtype))
+
+
+# ---------------------------------------------------------------------------------------------------------- fusion
+
+
+class VTFusionGatedFusion(nn.Module):
+    """X_f = X_t + g * W_o [norm X_t ; norm X_c], with W_o starting at zero: before training X_f is X_t."""
+
+    def __init__(self, config: VTFusionConfig, text_hidden_size: int):
+        super().__init__()
+        self.context_norm = nn.LayerNorm(config.fusion_hidden_size)
+        self.gate = nn.Linear(text_hidden_size + config.fusion_hidden_size, 1)
+        self.output = nn.Linear(text_hidden_size + config.fusion_hidden_size, text_hidden_size)
+
+    def forward(
+        self,
+        text_hidden_state: torch.Tensor,
+        normed_text: torch.Tensor,
+        context: torch.Tensor,
+        has_image: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        Args:
+            text_hidden_state (`torch.FloatTensor` of shape `(B, L, text_hidden_size)`): X_t.
+            normed_text (`torch.FloatTensor` of shape `(B, L, text_hidden_size)`): norm X_t.
+            context (`torch.FloatTensor` of shape `(B, L, D)`): X_c.
+            has_image (`torch.BoolTensor` of shape `(B,)`, *optional*): rows with an image; `None` where all have one.
+
+        Returns:
+            `tuple` of X_f `(B, L, text_hidden_size)` and the gate `(B, L)`.
+        """
+        joined = torch.cat([normed_text, self.context_norm(context)], dim=-1)
+        gate = self.gate(joined).sigmoid()
+        addition = gate * self.output(joined)
+        if has_image is not None:
+            # `where`, not a product: nothing that a row without an image computed may reach its result.
+            gate = torch.where(has_image[:, None, None], gate, 0.0)
+            addition = torch.where(has_image[:, None, None], addition, 0.0)
+        return text_hidden_state + addition, gate.squeeze(-1)
+
+
+# ---------------------------------------------------------------------------------------------------------- losses
+
+
+def token_cross_entropy(
+    logits: torch.Tensor, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None
+) -> torch.Tensor:
+    """
+    Mean cross-entropy over the labels that are not -100; zero where there is none. `num_items_in_batch` (the number of
+    labels in all micro-batches and processes, which `Trainer` passes) makes the sum over them the mean of the whole.
+    """
+    total = F.cross_entropy(logits.flatten(0, -2).float(), labels.flatten(), ignore_index=-100, reduction="sum")
+    return total / count_labels(labels, num_items_in_batch)
+
+
+def vision_loss(
+    log_probs: torch.Tensor,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    visual_mask: torch.Tensor | None,
+    labels: torch.Tensor,
+    num_items_in_batch: torch.Tensor | int | None = None,
+) -> torch.Tensor:
+    r"""
+    L_v = -sum_{jk} alpha_{ijk} log p_v^{jk}(y_i), averaged over the labels of rows with an image and over the heads.
+    One more attention call, with the log-probabilities as values, so that alpha is never built.
+
+    Args:
+        log_probs (`torch.FloatTensor` of shape `(B, N, num_labels)`): what each image position predicts.
+        query (`torch.FloatTensor` of shape `(B, heads, L, d)`): unit vectors of the tokens over the temperature.
+        key (`torch.FloatTensor` of shape `(B, heads, N, d)`): unit vectors of the image positions.
+        visual_mask (`torch.BoolTensor` of shape `(B, N)`, *optional*): which image positions are there.
+        labels (`torch.LongTensor` of shape `(B, L)`): -100 where there is none.
+        num_items_in_batch (`torch.Tensor` or `int`, *optional*): as in [`token_cross_entropy`].
+    """
+    num_labels = log_probs.shape[-1]
+    # The fused kernels ask for values as wide as the keys.
+    values = F.pad(log_probs, (0, max(query.shape[-1] - num_labels, 0))).to(query.dtype)
+    values = values[:, None].expand(-1, query.shape[1], -1, -1)
+    expected = attend(query, key, values, visual_mask).mean(dim=1)[..., :num_labels]
+    if visual_mask is not None:
+        labels = labels.masked_fill(~visual_mask.any(dim=-1, keepdim=True), -100)
+    chosen = expected.gather(-1, labels.clamp(min=0)[..., None]).squeeze(-1).float()
+    total = -torch.where(labels != -100, chosen, 0.0).sum()
+    return total / count_labels(labels, num_items_in_batch)
+
+
+def contrastive_loss(
+    text_embeds: torch.Tensor, image_embeds: torch.Tensor, scale: torch.Tensor, has_image: torch.Tensor | None
+) -> torch.Tensor:
+    """
+    Symmetric InfoNCE of a batch (the loss of CLIP) over the rows with an image; zero where there is none.
+
+    Args:
+        text_embeds (`torch.FloatTensor` of shape `(B, D)`): unit vectors.
+        image_embeds (`torch.FloatTensor` of shape `(B, D)`): unit vectors.
+        scale (`torch.FloatTensor` of shape `()`): 1 / temperature.
+        has_image (`torch.BoolTensor` of shape `(B,)`, *optional*): rows with an image; `None` where all have one.
+    """
+    logits = (text_embeds @ image_embeds.T).float() * scale.float()
+    target = torch.arange(logits.shape[0], device=logits.device)
+    if has_image is not None:
+        absent = ~has_image
+        # rows without an image are neither candidates nor queries
+        logits = logits.masked_fill(absent[:, None] | absent[None, :], torch.finfo(logits.dtype).min)
+        target = target.masked_fill(absent, -100)
+    return (token_cross_entropy(logits, target) + token_cross_entropy(logits.T, target)) / 2
+
+
+def count_labels(labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None) -> torch.Tensor:
+    """Number of labels to average over: `num_items_in_batch` where it is given, else those of the batch, at least 1."""
+    if num_items_in_batch is None:
+        return (labels != -100).sum().clamp(min=1)
+    return torch.as_tensor(num_items_in_batch, device=labels.device).clamp(min=1)

@@ -1,0 +1,866 @@
+"""VTFusion model: encoders, alignment, interaction, fusion, heads."""
+
+import inspect
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import (
+    MODEL_FOR_OBJECT_DETECTION_MAPPING,
+    AutoBackbone,
+    AutoConfig,
+    AutoModel,
+    AutoModelForObjectDetection,
+    PreTrainedConfig,
+    PreTrainedModel,
+    initialization,
+)
+from transformers.utils import ModelOutput, can_return_tuple, logging
+
+from .configuration_vtfusion import VTFusionConfig
+from .fusion_vtfusion import (
+    MAX_LOGIT_SCALE,
+    VTFusionGatedFusion,
+    VTFusionLayer,
+    VTFusionPositions,
+    attention_map,
+    contrastive_loss,
+    count_labels,
+    token_cross_entropy,
+    vision_loss,
+)
+
+logger = logging.get_logger(__name__)
+
+
+@dataclass
+class VTFusionModelOutput(ModelOutput):
+    """
+    Output of [`VTFusionModel`]. B is the batch size, L the text length, M the number of images of a text, n the number
+    of positions (grid cells or regions) of an image, N = M * n, D the width of the fusion layers.
+
+    Args:
+        last_hidden_state (`torch.FloatTensor` of shape `(B, L, text_hidden_size)`):
+            X_f, the fused representation. It stands in for the text encoder's output, and equals it bit for bit in a
+            row without an image.
+        text_hidden_state (`torch.FloatTensor` of shape `(B, L, text_hidden_size)`):
+            X_t, the text encoder's last hidden state.
+        visual_hidden_state (`torch.FloatTensor` of shape `(B, N, D)`, *optional*):
+            X_v, the projected visual features with their positions. `None` where no image was given.
+        visual_context (`torch.FloatTensor` of shape `(B, L, D)`, *optional*):
+            X_c, what each token read from the image in the last fusion layer.
+        fusion_gate (`torch.FloatTensor` of shape `(B, L)`, *optional*):
+            g, from 0 to 1: how much of the fused branch each token lets in. Zero in a row without an image.
+        visual_boxes (`torch.FloatTensor` of shape `(B, N, 4)`, *optional*):
+            Where each position lies in its own image: (x0, y0, x1, y1) from 0 to 1.
+        visual_mask (`torch.BoolTensor` of shape `(B, N)`, *optional*):
+            Which positions belong to an image that is there. `None` where all do.
+        similarity (`torch.FloatTensor` of shape `(B, heads, L, N)`, *optional*, returned with `output_fusion_attentions=True`):
+            S, the cosine of each token and each image position in the last fusion layer.
+        text_to_image_attention (`torch.FloatTensor` of shape `(B, heads, L, N)`, *optional*, returned with `output_fusion_attentions=True`):
+            alpha, the softmax of S / tau over the image. Zero in a row without an image.
+        image_to_text_attention (`torch.FloatTensor` of shape `(B, heads, N, L)`, *optional*, returned with `output_fusion_attentions=True`):
+            The softmax of the same S / tau over the text. Zero at positions that are not there.
+        image_state (`torch.FloatTensor` of shape `(B, N, D)`, *optional*, returned with `output_alignment=True`):
+            The image positions after the last fusion layer, when they have read the text. `None` where the model was
+            built with `vision_loss_weight=0`.
+        alignment_query (`torch.FloatTensor` of shape `(B, heads, L, D / heads)`, *optional*, returned with `output_alignment=True`):
+            Unit vectors of the tokens, divided by the temperature.
+        alignment_key (`torch.FloatTensor` of shape `(B, heads, N, D / heads)`, *optional*, returned with `output_alignment=True`):
+            Unit vectors of the image positions.
+        text_embeds (`torch.FloatTensor` of shape `(B, D)`, *optional*, returned when `config.contrastive_loss_weight > 0`):
+            Mean of the projected tokens, as a unit vector.
+        image_embeds (`torch.FloatTensor` of shape `(B, D)`, *optional*, returned when `config.contrastive_loss_weight > 0`):
+            Mean of X_v over the positions that are there, as a unit vector.
+        hidden_states (`tuple(torch.FloatTensor)`, *optional*, returned with `output_hidden_states=True`):
+            Hidden states of the text encoder.
+        attentions (`tuple(torch.FloatTensor)`, *optional*, returned with `output_attentions=True`):
+            Self-attentions of the text encoder.
+    """
+
+    last_hidden_state: torch.FloatTensor | None = None
+    text_hidden_state: torch.FloatTensor | None = None
+    visual_hidden_state: torch.FloatTensor | None = None
+    visual_context: torch.FloatTensor | None = None
+    fusion_gate: torch.FloatTensor | None = None
+    visual_boxes: torch.FloatTensor | None = None
+    visual_mask: torch.BoolTensor | None = None
+    similarity: torch.FloatTensor | None = None
+    text_to_image_attention: torch.FloatTensor | None = None
+    image_to_text_attention: torch.FloatTensor | None = None
+    image_state: torch.FloatTensor | None = None
+    alignment_query: torch.FloatTensor | None = None
+    alignment_key: torch.FloatTensor | None = None
+    text_embeds: torch.FloatTensor | None = None
+    image_embeds: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+
+
+@dataclass
+class VTFusionTokenClassifierOutput(ModelOutput):
+    """
+    Output of [`VTFusionForTokenClassification`]; the fields it shares with [`VTFusionModelOutput`] mean the same.
+
+    Args:
+        loss (`torch.FloatTensor` of shape `(1,)`, *optional*, returned when `labels` is given):
+            Weighted sum of the losses below.
+        logits (`torch.FloatTensor` of shape `(B, L, num_labels)`):
+            Scores of the fused representation, before the softmax.
+        fusion_loss (`torch.FloatTensor` of shape `(1,)`, *optional*): L_ct, cross-entropy of `logits`.
+        text_loss (`torch.FloatTensor` of shape `(1,)`, *optional*): L_t, cross-entropy of the same head on X_t.
+        vision_loss (`torch.FloatTensor` of shape `(1,)`, *optional*): L_v, see [`vision_loss`].
+        contrastive_loss (`torch.FloatTensor` of shape `(1,)`, *optional*): L_itc, see [`contrastive_loss`].
+    """
+
+    loss: torch.FloatTensor | None = None
+    logits: torch.FloatTensor | None = None
+    fusion_loss: torch.FloatTensor | None = None
+    text_loss: torch.FloatTensor | None = None
+    vision_loss: torch.FloatTensor | None = None
+    contrastive_loss: torch.FloatTensor | None = None
+    last_hidden_state: torch.FloatTensor | None = None
+    text_hidden_state: torch.FloatTensor | None = None
+    visual_hidden_state: torch.FloatTensor | None = None
+    visual_context: torch.FloatTensor | None = None
+    fusion_gate: torch.FloatTensor | None = None
+    visual_boxes: torch.FloatTensor | None = None
+    visual_mask: torch.BoolTensor | None = None
+    similarity: torch.FloatTensor | None = None
+    text_to_image_attention: torch.FloatTensor | None = None
+    image_to_text_attention: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+
+
+# -------------------------------------------------------------------------------------------------- visual features
+
+
+def grid_boxes(height: int, width: int, device: torch.device | None = None) -> torch.Tensor:
+    """Boxes (x0, y0, x1, y1) from 0 to 1 of the cells of a grid, row by row, `(height * width, 4)`."""
+    rows = torch.arange(height, device=device, dtype=torch.float32)
+    columns = torch.arange(width, device=device, dtype=torch.float32)
+    top, left = torch.meshgrid(rows / height, columns / width, indexing="ij")
+    return torch.stack([left, top, left + 1 / width, top + 1 / height], dim=-1).flatten(0, 1)
+
+
+def split_prefix_tokens(
+    num_tokens: int, image_size: tuple[int, int], config: PreTrainedConfig, num_prefix_tokens: int | None = None
+) -> tuple[int, int, int]:
+    """
+    Tells the prefix tokens (`[CLS]`, registers) of a vision transformer's sequence from its grid.
+
+    Args:
+        num_tokens (`int`): length of the sequence.
+        image_size (`tuple[int, int]`): height and width of the pixel tensor.
+        config (`PreTrainedConfig`): the vision encoder's configuration, of which `patch_size` is read.
+        num_prefix_tokens (`int`, *optional*): their number, where it is known.
+
+    Returns:
+        `tuple[int, int, int]` of the number of prefix tokens, and the grid's height and width.
+
+    Raises:
+        `ValueError` if no grid fits the sequence.
+    """
+    height, width = image_size
+    if num_prefix_tokens is not None:
+        # the grid has the image's aspect ratio
+        rows = round(math.sqrt(max(num_tokens - num_prefix_tokens, 0) * height / width))
+        if rows > 0 and (num_tokens - num_prefix_tokens) % rows == 0:
+            return num_prefix_tokens, rows, (num_tokens - num_prefix_tokens) // rows
+    else:
+        patch = getattr(config, "patch_size", None)
+        patch_height, patch_width = patch if isinstance(patch, (tuple, list)) else (patch, patch)
+        # Hierarchical transformers (Swin) halve the grid after each stage: the finest grid that fits is the right one.
+        for stage in range(6 if patch_height else 0):
+            scale = 2**stage
+            rows, columns = height // patch_height, width // patch_width
+            rows, columns = -(-rows // scale), -(-columns // scale)
+            if 0 < rows * columns <= num_tokens:
+                return num_tokens - rows * columns, rows, columns
+    raise ValueError(
+        f"The vision encoder '{config.model_type}' returned {num_tokens} tokens for an image of {height} x {width} "
+        "pixels, which fits no grid. Set `vision_num_prefix_tokens` in the config."
+    )
+
+
+def build_encoder(config: PreTrainedConfig) -> PreTrainedModel:
+    """An encoder with random weights from its configuration: a detector, a backbone, or what `AutoModel` gives."""
+    auto_class = encoder_auto_class(config)
+    try:
+        return auto_class.from_config(config)
+    except ValueError:
+        # "sdpa" or "flash_attention_2" asked of the whole model reaches a CNN, which has no attention, and raises.
+        if config._attn_implementation in (None, "eager"):
+            raise
+        logger.warning_once(
+            f"'{config.model_type}' does not take attn_implementation='{config._attn_implementation}'; "
+            "this encoder runs its own."
+        )
+        config._attn_implementation = None
+        return auto_class.from_config(config)
+
+
+def encoder_auto_class(config: PreTrainedConfig) -> type:
+    """The Auto class that builds an encoder of this configuration."""
+    if type(config) in MODEL_FOR_OBJECT_DETECTION_MAPPING:
+        return AutoModelForObjectDetection
+    if config.model_type in ("timm_backbone", "maskformer-swin"):
+        return AutoBackbone
+    return AutoModel
+
+
+def _visual_hidden_size(config: PreTrainedConfig) -> int:
+    """Width of a vision encoder's features: from its config, else from a dry run on the meta device."""
+    if getattr(config, "hidden_size", None):
+        return config.hidden_size
+    size = getattr(config, "image_size", None) or 224
+    height, width = size if isinstance(size, (tuple, list)) else (size, size)
+    with torch.device("meta"), torch.no_grad():
+        encoder = build_encoder(config).eval()
+        outputs = encoder(pixel_values=torch.zeros(1, getattr(config, "num_channels", 3), height, width))
+        features = outputs.feature_maps[-1] if hasattr(outputs, "feature_maps") else outputs.last_hidden_state
+    return features.shape[1] if features.dim() == 4 else features.shape[-1]
+
+
+# ---------------------------------------------------------------------------------------------------------- models
+
+
+class VTFusionPreTrainedModel(PreTrainedModel):
+    """Weight initialisation, and what every head shares: building from two pretrained encoders, freezing."""
+
+    config_class = VTFusionConfig
+    config: VTFusionConfig
+    base_model_prefix = "vtfusion"
+    main_input_name = "input_ids"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["VTFusionLayer"]  # noqa: RUF012
+    # The fusion layers always run scaled-dot-product attention; the encoders answer for themselves.
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, VTFusionLayer):
+            initialization.constant_(module.log_scale, -math.log(self.config.temperature_init))
+        elif isinstance(module, VTFusionGatedFusion):
+            initialization.zeros_(module.output.weight)
+            initialization.zeros_(module.output.bias)
+        elif isinstance(module, VTFusionModel) and module.contrastive_log_scale is not None:
+            initialization.constant_(module.contrastive_log_scale, math.log(1 / 0.07))
+
+    @classmethod
+    def from_vision_text_pretrained(
+        cls,
+        vision: "str | PreTrainedModel | None",
+        text: "str | PreTrainedModel",
+        *,
+        vision_kwargs: dict[str, Any] | None = None,
+        text_kwargs: dict[str, Any] | None = None,
+        **fusion_kwargs: Any,
+    ) -> "VTFusionPreTrainedModel":
+        r"""
+        Joins two pretrained encoders. The fusion part and the head are new: train them before use.
+
+        Args:
+            vision (`str`, `PreTrainedModel` or `None`):
+                Name or folder of a vision encoder, a model in memory, or `None` for a model on precomputed features
+                (`visual_hidden_size` is then required). Of a two-tower checkpoint (CLIP, SigLIP) the vision tower is
+                taken.
+            text (`str` or `PreTrainedModel`):
+                Name or folder of a text encoder or language model, or a model in memory. Of a two-tower checkpoint the
+                text tower is taken.
+            vision_kwargs (`dict`, *optional*):
+                What the vision encoder's `from_pretrained` takes besides, for example `{"revision": "main"}`.
+            text_kwargs (`dict`, *optional*):
+                The same for the text encoder.
+            fusion_kwargs (*optional*):
+                Arguments of [`VTFusionConfig`], for example `num_fusion_layers=2` or `id2label={0: "O", 1: "B-PER"}`.
+
+        Example:
+
+        ```python
+        >>> from vtfusion import VTFusionForTokenClassification
+
+        >>> model = VTFusionForTokenClassification.from_vision_text_pretrained(
+        ...     "microsoft/resnet-50", "google-bert/bert-base-cased", num_labels=9
+        ... )
+        ```
+        """
+        vision_model = None if vision is None else cls._pretrained_encoder(vision, "vision_config", vision_kwargs)
+        text_model = cls._pretrained_encoder(text, "text_config", text_kwargs)
+        config = cls.config_class(
+            text_config=text_model.config,
+            vision_config=None if vision_model is None else vision_model.config,
+            **fusion_kwargs,
+        )
+        model = cls(config, vision_model=vision_model, text_model=text_model)
+        return model.eval()
+
+    @staticmethod
+    def _pretrained_encoder(
+        source: "str | PreTrainedModel", part: str, kwargs: dict[str, Any] | None
+    ) -> PreTrainedModel:
+        if isinstance(source, PreTrainedModel):
+            if kwargs:
+                raise ValueError(f"A model in memory was given, so {sorted(kwargs)} would do nothing.")
+            return source
+        kwargs = dict(kwargs or {})
+        config = AutoConfig.from_pretrained(source, **kwargs)
+        # one tower of CLIP, SigLIP and their kin
+        config = getattr(config, part, None) or config
+        kwargs["config"] = config
+        return encoder_auto_class(config).from_pretrained(source, **kwargs)
+
+    def freeze_text_encoder(self) -> None:
+        """Stops training of the text encoder, dropout included."""
+        self._freeze(self.get_submodule(self._encoder_path("text_model")))
+
+    def freeze_vision_encoder(self) -> None:
+        """Stops training of the vision encoder, batch statistics and dropout included."""
+        self._freeze(self.get_submodule(self._encoder_path("vision_model")))
+
+    def _encoder_path(self, name: str) -> str:
+        return name if isinstance(self, VTFusionModel) else f"{self.base_model_prefix}.{name}"
+
+    @staticmethod
+    def _freeze(encoder: nn.Module) -> None:
+        encoder.requires_grad_(False)
+        encoder.eval()
+
+    def combine_losses(
+        self, outputs: VTFusionModelOutput, losses: dict[str, torch.Tensor], share: torch.Tensor | float = 1.0
+    ) -> torch.Tensor:
+        """
+        loss = w_ct L_ct + w_t L_t + w_v L_v + w_itc L_itc, with the weights of the config.
+
+        Args:
+            outputs ([`VTFusionModelOutput`]): of the base model, for L_itc.
+            losses (`dict[str, torch.Tensor]`): by the names of the output fields; L_itc is added to it.
+            share (`torch.Tensor` or `float`, *optional*, defaults to 1.0):
+                This batch's part of what the losses are averaged over, by which L_itc, a mean over the batch, is
+                scaled.
+        """
+        base = self.base_model
+        if outputs.image_embeds is not None:
+            has_image = None if outputs.visual_mask is None else outputs.visual_mask.any(dim=-1)
+            scale = base.contrastive_log_scale.exp().clamp(max=MAX_LOGIT_SCALE)
+            itc = contrastive_loss(outputs.text_embeds, outputs.image_embeds, scale, has_image)
+            losses["contrastive_loss"] = itc * share
+        return sum(getattr(self.config, f"{name}_weight") * value for name, value in losses.items())
+
+
+class VTFusionModel(VTFusionPreTrainedModel):
+    r"""
+    Any text encoder and any vision encoder, joined by visual-text cross-attention; no head.
+
+    Args:
+        config ([`VTFusionConfig`]): the configuration; the encoders get random weights.
+        vision_model (`PreTrainedModel`, *optional*): a vision encoder to take instead of a random one.
+        text_model (`PreTrainedModel`, *optional*): a text encoder to take instead of a random one.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from transformers import BertConfig, ResNetConfig
+    >>> from vtfusion import VTFusionConfig, VTFusionModel
+
+    >>> text = BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64)
+    >>> vision = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic")
+    >>> model = VTFusionModel(VTFusionConfig(text, vision, fusion_hidden_size=16, num_fusion_heads=2))
+    >>> outputs = model(input_ids=torch.tensor([[5, 6, 7]]), pixel_values=torch.rand(1, 3, 32, 32))
+    >>> outputs.last_hidden_state.shape
+    torch.Size([1, 3, 32])
+    ```
+    """
+
+    def __init__(
+        self,
+        config: VTFusionConfig,
+        vision_model: PreTrainedModel | None = None,
+        text_model: PreTrainedModel | None = None,
+    ):
+        super().__init__(config)
+        if config.text_config.is_encoder_decoder:
+            raise ValueError(
+                f"'{config.text_config.model_type}' is an encoder-decoder; VTFusion reads one sequence of hidden "
+                "states. Give an encoder or a decoder-only language model."
+            )
+        self.text_model = text_model if text_model is not None else build_encoder(config.text_config)
+        if vision_model is None and config.vision_config is not None:
+            vision_model = build_encoder(config.vision_config)
+        self.vision_model = vision_model
+        # One object each, so that a change of the config (a resized vocabulary, another attention) reaches both.
+        config.text_config = self.text_model.config
+        if vision_model is not None:
+            config.vision_config = vision_model.config
+            if config.visual_hidden_size is None:
+                config.visual_hidden_size = _visual_hidden_size(config.vision_config)
+
+        text_hidden_size = config.text_config.get_text_config().hidden_size
+        width = config.fusion_hidden_size
+        self.text_norm = nn.LayerNorm(text_hidden_size)
+        self.text_projection = nn.Linear(text_hidden_size, width)
+        # CNN features are unbounded sums, transformer features are normed: one scale for both
+        self.visual_norm = nn.LayerNorm(config.visual_hidden_size)
+        self.visual_projection = nn.Linear(config.visual_hidden_size, width)
+        self.visual_positions = VTFusionPositions(config)
+        last = config.num_fusion_layers - 1
+        self.fusion_layers = nn.ModuleList(
+            VTFusionLayer(config, has_image_side=index < last or config.vision_loss_weight > 0)
+            for index in range(config.num_fusion_layers)
+        )
+        self.fusion = VTFusionGatedFusion(config, text_hidden_size)
+        self.contrastive_log_scale = (
+            nn.Parameter(torch.tensor(math.log(1 / 0.07))) if config.contrastive_loss_weight > 0 else None
+        )
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.text_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.text_model.set_input_embeddings(value)
+
+    def train(self, mode: bool = True) -> "VTFusionModel":
+        super().train(mode)
+        # A frozen encoder stays in evaluation mode: its batch statistics must not drift, and its features must be
+        # the ones that a cache holds.
+        for encoder in (self.text_model, self.vision_model):
+            if encoder is not None and not any(parameter.requires_grad for parameter in encoder.parameters()):
+                encoder.eval()
+        return self
+
+    def get_visual_features(
+        self,
+        pixel_values: torch.FloatTensor,
+        image_mask: torch.Tensor | None = None,
+        pixel_mask: torch.Tensor | None = None,
+    ) -> tuple[torch.FloatTensor | None, torch.FloatTensor | None]:
+        """
+        Features of images before projection, which a later call takes as `visual_embeds` and `visual_boxes`.
+
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(B, M, channels, height, width)`): the images.
+            image_mask (`torch.Tensor` of shape `(B, M)`, *optional*): 1 where there is an image. The encoder does not
+                run on the others, except under `torch.compile` and `torch.export`, which need fixed shapes.
+            pixel_mask (`torch.Tensor` of shape `(B, M, height, width)`, *optional*): 1 at real pixels, for detectors.
+
+        Returns:
+            `tuple` of features `(B, M, n, visual_hidden_size)` and boxes `(B, M, n, 4)`; two `None` where there is no
+            image at all.
+        """
+        if self.vision_model is None:
+            raise ValueError("This model has no vision encoder: give `visual_embeds` instead of `pixel_values`.")
+        batch_size, num_images = pixel_values.shape[:2]
+        pixels = pixel_values.flatten(0, 1)
+        pixel_mask = None if pixel_mask is None else pixel_mask.flatten(0, 1)
+        present = None
+        if image_mask is not None and not torch.compiler.is_compiling():
+            present = image_mask.flatten().nonzero().squeeze(-1)
+            if present.numel() == 0:
+                return None, None
+            if present.numel() == pixels.shape[0]:
+                present = None
+            else:
+                pixels = pixels[present]
+                pixel_mask = None if pixel_mask is None else pixel_mask[present]
+
+        features, boxes = self._encode_images(pixels, pixel_mask)
+        if present is not None:
+            total = batch_size * num_images
+            features = features.new_zeros(total, *features.shape[1:]).index_copy(0, present, features)
+            boxes = boxes.new_zeros(total, *boxes.shape[1:]).index_copy(0, present, boxes)
+        return features.unflatten(0, (batch_size, num_images)), boxes.unflatten(0, (batch_size, num_images))
+
+    def _encode_images(
+        self, pixels: torch.Tensor, pixel_mask: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        inputs = {"pixel_values": pixels.to(self.vision_model.dtype)}
+        if pixel_mask is not None and _accepts(self.vision_model, "pixel_mask"):
+            inputs["pixel_mask"] = pixel_mask
+        outputs = self.vision_model(**inputs)
+        boxes = getattr(outputs, "pred_boxes", None)
+        if boxes is not None:
+            # YOLOS returns its patch tokens before the detection tokens.
+            features = outputs.last_hidden_state[:, -boxes.shape[1] :]
+            centre, half = boxes[..., :2], boxes[..., 2:] / 2
+            # Geometry tells where a feature is from; it is not trained through.
+            return features, torch.cat([centre - half, centre + half], dim=-1).clamp(0, 1).detach().float()
+
+        features = outputs.feature_maps[-1] if hasattr(outputs, "feature_maps") else outputs.last_hidden_state
+        width = self.config.visual_hidden_size
+        if features.dim() == 4:
+            if features.shape[1] != width and features.shape[-1] == width:
+                # some timm transformers put the channels last
+                features = features.permute(0, 3, 1, 2)
+            height, columns = features.shape[-2:]
+            features = features.flatten(2).transpose(1, 2)
+        else:
+            prefix, height, columns = split_prefix_tokens(
+                features.shape[1], pixels.shape[-2:], self.vision_model.config, self.config.vision_num_prefix_tokens
+            )
+            features = features[:, prefix:]
+        boxes = grid_boxes(height, columns, device=features.device)
+        return features, boxes.expand(features.shape[0], -1, -1)
+
+    def _visual_inputs(
+        self,
+        batch_size: int,
+        pixel_values: torch.Tensor | None,
+        image_mask: torch.Tensor | None,
+        pixel_mask: torch.Tensor | None,
+        visual_embeds: torch.Tensor | None,
+        visual_boxes: torch.Tensor | None,
+        visual_mask: torch.Tensor | None,
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
+        """Features `(B, M, n, C)`, boxes `(B, M, n, 4)` and mask `(B, N)`, however the images came."""
+        if pixel_values is not None and visual_embeds is not None:
+            raise ValueError("Give `pixel_values` or `visual_embeds`, not both.")
+        if pixel_values is None and visual_embeds is None:
+            return None, None, None
+        if pixel_values is not None:
+            if pixel_values.dim() == 4:
+                pixel_values = pixel_values[:, None]
+                pixel_mask = pixel_mask[:, None] if pixel_mask is not None and pixel_mask.dim() == 3 else pixel_mask
+            if pixel_values.dim() != 5:
+                raise ValueError(
+                    "`pixel_values` must have shape (batch, channels, height, width) or (batch, images, channels, "
+                    f"height, width), got {tuple(pixel_values.shape)}."
+                )
+        elif visual_embeds.dim() == 3:
+            visual_embeds = visual_embeds[:, None]
+            visual_boxes = None if visual_boxes is None else visual_boxes[:, None]
+            visual_mask = None if visual_mask is None else visual_mask[:, None]
+        given = pixel_values if pixel_values is not None else visual_embeds
+        name = "pixel_values" if pixel_values is not None else "visual_embeds"
+        if given.shape[0] != batch_size:
+            raise ValueError(f"`{name}` has {given.shape[0]} rows, but the text has {batch_size}.")
+        if image_mask is not None:
+            if image_mask.dim() == 1:
+                image_mask = image_mask[:, None]
+            if image_mask.shape != given.shape[:2]:
+                raise ValueError(
+                    f"`image_mask` must have shape {tuple(given.shape[:2])}, (batch, images) of `{name}`; got "
+                    f"{tuple(image_mask.shape)}."
+                )
+        if pixel_values is not None:
+            visual_embeds, visual_boxes = self.get_visual_features(pixel_values, image_mask, pixel_mask)
+            if visual_embeds is None:
+                return None, None, None
+        if visual_embeds.dim() != 4 or visual_embeds.shape[-1] != self.config.visual_hidden_size:
+            raise ValueError(
+                "`visual_embeds` must have shape (batch, positions, width) or (batch, images, positions, width) with "
+                f"width {self.config.visual_hidden_size}; got {tuple(visual_embeds.shape)}."
+            )
+        shape = visual_embeds.shape[:3]
+        if visual_boxes is None:
+            # Regions of unknown place: each may lie anywhere in its image.
+            visual_boxes = visual_embeds.new_tensor([0.0, 0.0, 1.0, 1.0]).expand(*shape, 4)
+        elif visual_boxes.shape != (*shape, 4):
+            raise ValueError(f"`visual_boxes` must have shape {(*shape, 4)}; got {tuple(visual_boxes.shape)}.")
+        mask = None if image_mask is None else image_mask.bool()[..., None].expand(shape)
+        if visual_mask is not None:
+            if visual_mask.shape != shape:
+                raise ValueError(f"`visual_mask` must have shape {tuple(shape)}; got {tuple(visual_mask.shape)}.")
+            mask = visual_mask.bool() if mask is None else mask & visual_mask.bool()
+        return visual_embeds, visual_boxes, None if mask is None else mask.flatten(1)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        pixel_values: torch.FloatTensor | None = None,
+        image_mask: torch.Tensor | None = None,
+        pixel_mask: torch.Tensor | None = None,
+        visual_embeds: torch.FloatTensor | None = None,
+        visual_boxes: torch.FloatTensor | None = None,
+        visual_mask: torch.Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        output_fusion_attentions: bool | None = None,
+        output_alignment: bool = False,
+        **kwargs: Any,
+    ) -> VTFusionModelOutput:
+        r"""
+        Args:
+            input_ids (`torch.LongTensor` of shape `(B, L)`, *optional*):
+                Token ids. Either these or `inputs_embeds`.
+            attention_mask (`torch.Tensor` of shape `(B, L)`, *optional*):
+                1 at tokens, 0 at padding. Recurrent encoders do not read it: pad them on the right.
+            token_type_ids (`torch.LongTensor` of shape `(B, L)`, *optional*):
+                Segment ids, where the text encoder has them.
+            position_ids (`torch.LongTensor` of shape `(B, L)`, *optional*):
+                Positions, where the text encoder has them.
+            inputs_embeds (`torch.FloatTensor` of shape `(B, L, text_hidden_size)`, *optional*):
+                Word embeddings instead of `input_ids`.
+            pixel_values (`torch.FloatTensor` of shape `(B, M, channels, height, width)` or `(B, channels, height, width)`, *optional*):
+                The images of each text. Without them, and without `visual_embeds`, no vision encoder runs.
+            image_mask (`torch.Tensor` of shape `(B, M)`, *optional*):
+                1 where there is an image. A row of zeros gives the text-only result.
+            pixel_mask (`torch.Tensor` of shape `(B, M, height, width)`, *optional*):
+                1 at real pixels, 0 at padding, for detectors.
+            visual_embeds (`torch.FloatTensor` of shape `(B, M, n, visual_hidden_size)` or `(B, n, visual_hidden_size)`, *optional*):
+                Precomputed features instead of `pixel_values`.
+            visual_boxes (`torch.FloatTensor` of shape `(B, M, n, 4)` or `(B, n, 4)`, *optional*):
+                Boxes (x0, y0, x1, y1) of the precomputed features, from 0 to 1. Without them a feature has no place.
+            visual_mask (`torch.Tensor` of shape `(B, M, n)` or `(B, n)`, *optional*):
+                1 at real features, 0 at padding.
+            output_attentions (`bool`, *optional*):
+                Whether to return the text encoder's self-attentions (eager attention only).
+            output_hidden_states (`bool`, *optional*):
+                Whether to return the text encoder's hidden states.
+            output_fusion_attentions (`bool`, *optional*):
+                Whether to return the similarity and both attention maps of the last fusion layer.
+            output_alignment (`bool`, *optional*, defaults to `False`):
+                Whether to return what L_v needs: `image_state`, `alignment_query` and `alignment_key`.
+            kwargs (*optional*):
+                Passed to the text encoder.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("Give either `input_ids` or `inputs_embeds`.")
+        if output_attentions is None:
+            output_attentions = self.config.output_attentions
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        if output_fusion_attentions is None:
+            output_fusion_attentions = self.config.output_fusion_attentions
+
+        text_outputs = self._encode_text(
+            {
+                "input_ids": input_ids,
+                "inputs_embeds": inputs_embeds,
+                "attention_mask": attention_mask,
+                "token_type_ids": token_type_ids,
+                "position_ids": position_ids,
+            },
+            output_attentions,
+            output_hidden_states,
+            kwargs,
+        )
+        text = text_outputs.last_hidden_state
+        result = VTFusionModelOutput(
+            last_hidden_state=text,
+            text_hidden_state=text,
+            hidden_states=getattr(text_outputs, "hidden_states", None),
+            attentions=getattr(text_outputs, "attentions", None),
+        )
+        features, boxes, visual_mask = self._visual_inputs(
+            text.shape[0], pixel_values, image_mask, pixel_mask, visual_embeds, visual_boxes, visual_mask
+        )
+        if features is None:
+            return result
+
+        text_mask = None if attention_mask is None else attention_mask.bool()
+        has_image = None if visual_mask is None else visual_mask.any(dim=-1)
+        normed_text = self.text_norm(text)
+        text_state = self.text_projection(normed_text)
+        features = self.visual_norm(features.to(self.visual_norm.weight.dtype))
+        image = (self.visual_projection(features) + self.visual_positions(boxes)).flatten(1, 2)
+        result.visual_hidden_state = image
+        result.visual_boxes = boxes.flatten(1, 2)
+        result.visual_mask = visual_mask
+        if self.contrastive_log_scale is not None:
+            result.text_embeds = _pool(text_state, text_mask)
+            result.image_embeds = _pool(image, visual_mask)
+
+        for layer in self.fusion_layers:
+            context, image, query, key = layer(text_state, image, text_mask, visual_mask)
+            text_state = text_state + context
+        result.visual_context = context
+        result.last_hidden_state, result.fusion_gate = self.fusion(text, normed_text, context, has_image)
+        if output_alignment:
+            result.image_state = image if layer.has_image_side else None
+            result.alignment_query, result.alignment_key = query, key
+        if output_fusion_attentions:
+            result.similarity = (query / layer.scale().to(query.dtype)) @ key.transpose(-1, -2)
+            result.text_to_image_attention = attention_map(query, key, visual_mask)
+            result.image_to_text_attention = attention_map(key, query, text_mask)
+            if visual_mask is not None:
+                result.text_to_image_attention = result.text_to_image_attention * has_image[:, None, None, None]
+                result.image_to_text_attention = result.image_to_text_attention * visual_mask[:, None, :, None]
+        return result
+
+    def _encode_text(
+        self,
+        inputs: dict[str, torch.Tensor | None],
+        output_attentions: bool,
+        output_hidden_states: bool,
+        kwargs: dict[str, Any],
+    ) -> ModelOutput:
+        # A recurrent encoder has no attention mask, a RoBERTa no token types: each gets what it knows.
+        inputs = {k: v for k, v in inputs.items() if v is not None and _accepts(self.text_model, k)}
+        # `None` would switch off the encoder's own default, so a flag is passed only to switch something on.
+        if output_attentions:
+            inputs["output_attentions"] = True
+        if output_hidden_states:
+            inputs["output_hidden_states"] = True
+        if _accepts(self.text_model, "use_cache"):
+            inputs["use_cache"] = False
+        return self.text_model(**inputs, **kwargs, return_dict=True)
+
+
+def _accepts(model: PreTrainedModel, name: str) -> bool:
+    return name in inspect.signature(model.forward).parameters
+
+
+def _pool(hidden_state: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """Mean over the positions that are there, as a unit vector; zero where none is."""
+    if mask is None:
+        pooled = hidden_state.mean(dim=1)
+    else:
+        weights = mask.to(hidden_state.dtype)[..., None]
+        pooled = (hidden_state * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
+    return F.normalize(pooled.float(), dim=-1).to(hidden_state.dtype)
+
+
+class VTFusionForTokenClassification(VTFusionPreTrainedModel):
+    r"""
+    VTFusion with a token classification head: entities from words and pictures.
+
+    Args:
+        config ([`VTFusionConfig`]): the configuration, with `num_labels`.
+        vision_model (`PreTrainedModel`, *optional*): a vision encoder to take instead of a random one.
+        text_model (`PreTrainedModel`, *optional*): a text encoder to take instead of a random one.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from transformers import BertConfig, ResNetConfig
+    >>> from vtfusion import VTFusionConfig, VTFusionForTokenClassification
+
+    >>> text = BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64)
+    >>> vision = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic")
+    >>> config = VTFusionConfig(text, vision, fusion_hidden_size=16, num_fusion_heads=2, num_labels=3)
+    >>> model = VTFusionForTokenClassification(config)
+    >>> outputs = model(input_ids=torch.tensor([[5, 6, 7]]), labels=torch.tensor([[0, 2, -100]]))
+    >>> outputs.logits.shape
+    torch.Size([1, 3, 3])
+    ```
+    """
+
+    def __init__(
+        self,
+        config: VTFusionConfig,
+        vision_model: PreTrainedModel | None = None,
+        text_model: PreTrainedModel | None = None,
+    ):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.vtfusion = VTFusionModel(config, vision_model, text_model)
+        self.dropout = nn.Dropout(config.classifier_dropout)
+        self.classifier = nn.Linear(config.text_config.get_text_config().hidden_size, config.num_labels)
+        self.vision_classifier = (
+            nn.Linear(config.fusion_hidden_size, config.num_labels) if config.vision_loss_weight > 0 else None
+        )
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.LongTensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        pixel_values: torch.FloatTensor | None = None,
+        image_mask: torch.Tensor | None = None,
+        pixel_mask: torch.Tensor | None = None,
+        visual_embeds: torch.FloatTensor | None = None,
+        visual_boxes: torch.FloatTensor | None = None,
+        visual_mask: torch.Tensor | None = None,
+        labels: torch.LongTensor | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        output_fusion_attentions: bool | None = None,
+        **kwargs: Any,
+    ) -> VTFusionTokenClassifierOutput:
+        r"""
+        Args:
+            labels (`torch.LongTensor` of shape `(B, L)`, *optional*):
+                A label from 0 to `num_labels - 1` for each token, -100 where the token counts for nothing.
+            num_items_in_batch (`torch.Tensor` or `int`, *optional*):
+                Number of labels over which the losses are averaged; by default those of this batch. `Trainer` gives it
+                when it accumulates gradients.
+
+        The other arguments are those of [`VTFusionModel.forward`].
+        """
+        outputs = self.vtfusion(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            token_type_ids=token_type_ids,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            pixel_values=pixel_values,
+            image_mask=image_mask,
+            pixel_mask=pixel_mask,
+            visual_embeds=visual_embeds,
+            visual_boxes=visual_boxes,
+            visual_mask=visual_mask,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            output_fusion_attentions=output_fusion_attentions,
+            output_alignment=labels is not None and self.vision_classifier is not None,
+            return_dict=True,
+            **kwargs,
+        )
+        logits = self.classifier(self.dropout(outputs.last_hidden_state))
+        loss, losses = None, {}
+        if labels is not None:
+            self._check_labels(labels, logits)
+            losses["fusion_loss"] = token_cross_entropy(logits, labels, num_items_in_batch)
+            if self.config.text_loss_weight > 0:
+                if outputs.visual_hidden_state is None:
+                    # no image in the batch: X_f is X_t
+                    losses["text_loss"] = losses["fusion_loss"]
+                else:
+                    text_logits = self.classifier(self.dropout(outputs.text_hidden_state))
+                    losses["text_loss"] = token_cross_entropy(text_logits, labels, num_items_in_batch)
+            if outputs.image_state is not None:
+                log_probs = self.vision_classifier(self.dropout(outputs.image_state)).float().log_softmax(dim=-1)
+                losses["vision_loss"] = vision_loss(
+                    log_probs,
+                    outputs.alignment_query,
+                    outputs.alignment_key,
+                    outputs.visual_mask,
+                    labels,
+                    num_items_in_batch,
+                )
+            share = count_labels(labels) / count_labels(labels, num_items_in_batch)
+            loss = self.combine_losses(outputs, losses, share)
+        shared = VTFusionTokenClassifierOutput.__dataclass_fields__.keys() & outputs.keys()
+        return VTFusionTokenClassifierOutput(
+            loss=loss, logits=logits, **losses, **{name: outputs[name] for name in shared}
+        )
+
+    def _check_labels(self, labels: torch.Tensor, logits: torch.Tensor) -> None:
+        if labels.shape != logits.shape[:2]:
+            raise ValueError(f"`labels` must have shape {tuple(logits.shape[:2])}, got {tuple(labels.shape)}.")
+        # On a GPU the look-up would wait for the device, and the loss kernel checks there.
+        if labels.device.type == "cpu" and not torch.compiler.is_compiling():
+            outside = ((labels < 0) & (labels != -100)) | (labels >= self.num_labels)
+            if outside.any():
+                row, position = outside.nonzero()[0].tolist()
+                raise ValueError(
+                    f"Row {row}, field `labels`: {labels[row, position].item()} at position {position} is outside the "
+                    f"label map (0 to {self.num_labels - 1}, or -100 for no label)."
+                )
+
+
+VTFusionModel.register_for_auto_class("AutoModel")
+VTFusionForTokenClassification.register_for_auto_class("AutoModelForTokenClassification")
+
+__all__ = ["VTFusionForTokenClassification", "VTFusionModel", "VTFusionPreTrainedModel"]
