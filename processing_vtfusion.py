@@ -1,0 +1,1172 @@
+"""Words and images to tensors, and tensors back to entities, boxes and heat maps."""
+
+import io
+import urllib.request
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from tokenizers import pre_tokenizers
+from transformers import AutoTokenizer, BatchFeature
+from transformers.processing_utils import ImagesKwargs, ProcessingKwargs, ProcessorMixin, Unpack
+
+Span = tuple[int, int]
+Box = tuple[float, float, float, float]
+
+# What splits a plain string into words: runs of letters and digits, and runs of punctuation.
+_STRING_WORDS = pre_tokenizers.Whitespace()
+# Tokenizers without a limit say 10^30.
+_SANE_LENGTH = 1_000_000
+_URL_TIMEOUT_SECONDS, _URL_MAX_BYTES = 20, 64 * 2**20
+# They change what the tokenizer returns, which the windows are made from. `TextRow` holds what they are asked for.
+_UNSUPPORTED = (
+    "return_overflowing_tokens",
+    "return_offsets_mapping",
+    "return_special_tokens_mask",
+    "return_length",
+    "text_target",
+    "text_pair_target",
+)
+
+
+class VTFusionImagesKwargs(ImagesKwargs, total=False):  # type: ignore[call-arg]
+    """
+    allow_paths (`bool`, *optional*, defaults to `False`):
+        Whether strings in `images` may be opened as files.
+    allow_urls (`bool`, *optional*, defaults to `False`):
+        Whether strings in `images` that start with `http://` or `https://` may be downloaded.
+    """
+
+    allow_paths: bool | None
+    allow_urls: bool | None
+
+
+class VTFusionProcessorKwargs(ProcessingKwargs, total=False):  # type: ignore[call-arg]
+    images_kwargs: VTFusionImagesKwargs  # type: ignore[misc]
+
+    _defaults = {"text_kwargs": {"padding": True}}  # type: ignore[misc]
+
+
+@dataclass
+class TextRow:
+    """
+    One text of a batch: what its predictions refer to.
+
+    Args:
+        text (`str`): The text as it was tokenized; a list of words is joined by single spaces.
+        words (`list[str]`): Its words. Each gets one prediction.
+        spans (`list[tuple[int, int]]`): Where each word starts and ends (exclusive) in `text`, in characters.
+        image_sizes (`list[tuple[int, int] | None]`):
+            (width, height) of each of its images after EXIF rotation; `None` for an empty slot.
+        image_views (`list[tuple[float, float, float, float] | None]`):
+            The rectangle of each image that the vision encoder sees after resizing and cropping, in pixels of the
+            original image. It may reach beyond the image where a crop adds a border. The padding of a detector's
+            batch is no part of it: detectors give their boxes without it.
+    """
+
+    text: str
+    words: list[str]
+    spans: list[Span]
+    image_sizes: list[tuple[int, int] | None] = field(default_factory=list)
+    image_views: list[Box | None] = field(default_factory=list)
+
+
+class VTFusionBatch(BatchFeature):
+    """
+    What [`VTFusionProcessor`] returns. As a mapping it holds model inputs only, so `model(**batch)` works; what the
+    way back to words needs lies in attributes, which survive `.to(device)`, copying and pickling.
+
+    Attributes:
+        rows (`list[TextRow]`): One record per text.
+        row_of_window (`list[int]` of length `batch_size`): The text that each window is a part of.
+        word_positions (`np.ndarray` of shape `(batch_size, sequence_length)`):
+            At each token where the prediction of a word is read, the index of the word in its text; −1 elsewhere.
+    """
+
+    def __init__(
+        self,
+        data: dict[str, Any] | None = None,
+        tensor_type: str | None = None,
+        rows: list[TextRow] | None = None,
+        row_of_window: list[int] | None = None,
+        word_positions: np.ndarray | None = None,
+        **kwargs: Any,
+    ):
+        super().__init__(data, tensor_type=tensor_type, **kwargs)
+        self.rows = rows or []
+        self.row_of_window = row_of_window or []
+        self.word_positions = np.full((0, 0), -1) if word_positions is None else word_positions
+
+    # The parent pickles `data` alone, which would lose the rows between the workers of a data loader.
+    def __getstate__(self) -> dict[str, Any]:
+        return dict(self.__dict__)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+
+
+# ------------------------------------------------------ images ------------------------------------------------------
+
+
+def decode_image(
+    image: Any, *, allow_paths: bool = False, allow_urls: bool = False, keep_floats: bool = False
+) -> np.ndarray:
+    """
+    Turn whatever holds an image into its pixels, upright and in RGB.
+
+    Args:
+        image (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor`, `bytes`, `dict`, `str` or `Path`):
+            An image; a dict is an undecoded image of `datasets` (`{"bytes": …, "path": …}`). Of an animation the
+            first frame is taken, transparency is put on white, 16 bits are scaled to 8. Arrays are `(H, W)`,
+            `(H, W, C)` or `(C, H, W)` with 1, 3 or 4 channels; where both orders fit, RGB goes first, then
+            channels-last for NumPy arrays and channels-first for tensors. Floats lie in 0…1 or in 0…255.
+        allow_paths (`bool`, *optional*, defaults to `False`): Whether a path may be opened.
+        allow_urls (`bool`, *optional*, defaults to `False`): Whether a URL may be downloaded.
+        keep_floats (`bool`, *optional*, defaults to `False`):
+            Whether float arrays keep their values (for an image processor that does not rescale).
+
+    Returns:
+        `np.ndarray` of shape `(height, width, 3)`: `uint8`, or `float32` for kept floats.
+
+    Raises:
+        ValueError: if the image cannot be read or is not what is described above, or has more pixels than
+            `PIL.Image.MAX_IMAGE_PIXELS`.
+    """
+    if isinstance(image, Mapping) and ("bytes" in image or "path" in image):
+        image = image.get("path") if image.get("bytes") is None else image["bytes"]
+        if image is None:
+            raise ValueError("the image has neither bytes nor a path")
+    if isinstance(image, np.ndarray | torch.Tensor):
+        return _array_to_rgb(image, keep_floats)
+    if isinstance(image, str | Path):
+        image = _read(str(image), allow_paths, allow_urls)
+    if isinstance(image, bytes | bytearray | memoryview):
+        if len(image) == 0:
+            raise ValueError("the image is empty (0 bytes)")
+        try:
+            image = Image.open(io.BytesIO(image))
+        except Exception as error:  # the decoders of PIL raise almost anything, bombs and warnings included
+            raise ValueError(f"the image cannot be read: {error}") from error
+    if not isinstance(image, Image.Image):
+        raise ValueError(
+            f"expected a PIL image, an array, a tensor, bytes, a dict of `datasets`, a path or a URL, got {type(image)}"
+        )
+    # PIL itself only warns between one and two times the limit.
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and image.width * image.height > limit:
+        raise ValueError(
+            f"the image has {image.width}×{image.height} pixels, more than `PIL.Image.MAX_IMAGE_PIXELS` = {limit} "
+            "(it could be a decompression bomb); raise that limit if you trust the file"
+        )
+    try:
+        if image.tell() != 0:
+            image.seek(0)
+        image.load()
+        return _pil_to_rgb(ImageOps.exif_transpose(image))
+    except Exception as error:
+        raise ValueError(f"the image cannot be read: {error}") from error
+
+
+def _read(location: str, allow_paths: bool, allow_urls: bool) -> bytes:
+    is_url = location.startswith(("http://", "https://"))
+    if not (allow_urls if is_url else allow_paths):
+        kind, flag = ("URL", "allow_urls") if is_url else ("path", "allow_paths")
+        raise ValueError(f"the image is a {kind} ({location[:200]!r}), which is only opened with `{flag}=True`")
+    try:
+        if not is_url:
+            return Path(location).read_bytes()
+        with urllib.request.urlopen(location, timeout=_URL_TIMEOUT_SECONDS) as response:
+            content = response.read(_URL_MAX_BYTES + 1)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{location[:200]!r} cannot be opened: {error}") from error
+    if len(content) > _URL_MAX_BYTES:
+        raise ValueError(f"{location[:200]!r} is larger than {_URL_MAX_BYTES // 2**20} MiB")
+    return content
+
+
+def _pil_to_rgb(image: Image.Image) -> np.ndarray:
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        # 16-bit greys; `convert` would clip everything above 255. Older PIL versions open them in mode "I".
+        image = Image.fromarray((np.clip(np.asarray(image, dtype=np.int64), 0, 65535) / 257 + 0.5).astype(np.uint8))
+    elif image.mode == "F":
+        return _array_to_rgb(np.asarray(image), keep_floats=False)
+    if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return np.asarray(image.convert("RGB"))
+
+
+def _array_to_rgb(image: np.ndarray | torch.Tensor, keep_floats: bool) -> np.ndarray:
+    channels_first = isinstance(image, torch.Tensor)
+    if isinstance(image, torch.Tensor):
+        image = image.detach().cpu()
+        image = (image.float() if image.is_floating_point() else image).numpy()
+    shape = image.shape
+    if image.ndim not in (2, 3) or image.size == 0:
+        raise ValueError(f"expected an array of 2 or 3 dimensions with at least one pixel, got shape {shape}")
+    if image.ndim == 2:
+        image = image[:, :, None]
+    else:
+        axes = (0, 2) if channels_first else (2, 0)
+        axis = next((axis for counts in ((3,), (1, 4)) for axis in axes if shape[axis] in counts), None)
+        if axis is None:
+            raise ValueError(f"expected 1, 3 or 4 channels in the first or last axis, got shape {shape}")
+        image = np.moveaxis(image, axis, -1)
+    if image.dtype.kind == "f":
+        if not np.isfinite(image).all():
+            raise ValueError("the image has NaN or infinite pixels")
+        if keep_floats:
+            if image.shape[-1] == 4:
+                raise ValueError("float images with an alpha channel need an image processor that rescales")
+            return np.repeat(image, 3 // image.shape[-1], axis=-1).astype(np.float32)
+        if image.min() < 0 or image.max() > 255:
+            raise ValueError(
+                f"float pixels must lie in 0…1 or 0…255, these lie in {image.min():.4g}…{image.max():.4g}; "
+                "pass `do_rescale=False` (and `do_normalize=False`) for pixels that are prepared already"
+            )
+        image = image * 255 if image.max() <= 1 else image
+    elif image.dtype == np.uint16:
+        image = image / 257
+    elif image.dtype == bool:
+        image = image * 255
+    elif image.dtype.kind not in "iu" or image.min() < 0 or image.max() > 255:
+        raise ValueError(f"expected pixels of 0…255, 16 bits (`uint16`) or floats, got other {image.dtype} values")
+    if image.dtype.kind == "f":
+        image = np.round(image)
+    image = image.astype(np.uint8)
+    if image.shape[-1] == 4:
+        return _pil_to_rgb(Image.fromarray(image))
+    return np.repeat(image, 3 // image.shape[-1], axis=-1)
+
+
+def _get(size: Any, key: str) -> Any:
+    # `size` is a dict in some versions and a dataclass with a `get` in others.
+    return size.get(key) if isinstance(size, Mapping) else getattr(size, key, None)
+
+
+def visible_rectangle(image_processor: Any, width: int, height: int, **images_kwargs: Any) -> Box:
+    """
+    The part of an image that is left after resizing and centre-cropping, (x0, y0, x1, y1) in its own pixels.
+
+    Args:
+        image_processor (`BaseImageProcessor`): Its `size`, `crop_size`, `do_resize`, `do_center_crop` and `crop_pct`.
+        width (`int`), height (`int`): The size of the original image.
+        images_kwargs (*optional*): What the image processor was called with instead of its own values.
+    """
+
+    def setting(name: str) -> Any:
+        value = images_kwargs.get(name)
+        return getattr(image_processor, name, None) if value is None else value
+
+    size, crop = setting("size"), setting("crop_size") if setting("do_center_crop") else None
+    edge = None if size is None else _get(size, "shortest_edge")
+    if setting("do_resize") and edge and setting("crop_pct"):
+        # As ConvNeXT does it: below 384 pixels enlarge by 1/crop_pct and crop to a square, from there on warp.
+        if edge >= 384:
+            return (0.0, 0.0, float(width), float(height))
+        crop, edge = {"height": edge, "width": edge}, int(edge / setting("crop_pct"))
+    if crop is None:
+        return (0.0, 0.0, float(width), float(height))
+    scale_x = scale_y = 1.0
+    if setting("do_resize") and edge:
+        scale_x = scale_y = edge / min(width, height)
+    elif setting("do_resize") and size is not None and _get(size, "height") and _get(size, "width"):
+        scale_x, scale_y = _get(size, "width") / width, _get(size, "height") / height
+    side = _get(crop, "shortest_edge")
+    crop_width = (_get(crop, "width") or side or width * scale_x) / scale_x
+    crop_height = (_get(crop, "height") or side or height * scale_y) / scale_y
+    x0, y0 = (width - crop_width) / 2, (height - crop_height) / 2
+    return (x0, y0, x0 + crop_width, y0 + crop_height)
+
+
+# ------------------------------------------------ words and sub-words -----------------------------------------------
+
+
+def read_text(text: Any, row: int) -> TextRow:
+    """
+    Find the words of a text.
+
+    Args:
+        text (`str` or `list[str]`): A string, or a list of words.
+        row (`int`): Its place in the batch, for error messages.
+
+    Returns:
+        [`TextRow`]: the text, its words and where they stand in it.
+
+    Raises:
+        ValueError: if it is neither, has no words as a list, or is not valid Unicode.
+    """
+    where = f"row {row}, field `text`: "
+    if isinstance(text, str):
+        found = _STRING_WORDS.pre_tokenize_str(_checked(text, where)) if text else []
+        return TextRow(text, [word for word, _ in found], [span for _, span in found])
+    if isinstance(text, np.ndarray):
+        text = text.tolist()
+    if not isinstance(text, list | tuple):
+        raise ValueError(f"{where}expected a string or a list of words, got {type(text)}")
+    if len(text) == 0:
+        raise ValueError(f"{where}there are no words")
+    wrong = next((word for word in text if not isinstance(word, str)), None)
+    if wrong is not None:
+        raise ValueError(f"{where}expected words that are strings, got {wrong!r} ({type(wrong)})")
+    ends = np.cumsum([len(word) + 1 for word in text]) - 1  # one space between words
+    spans = [(int(end) - len(word), int(end)) for word, end in zip(text, ends, strict=True)]
+    return TextRow(_checked(" ".join(text), where), list(text), spans)
+
+
+def _checked(text: str, where: str) -> str:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{where}the text is not valid Unicode: {error}") from error
+    return text
+
+
+def _read_labels(labels: Any, words: list[str], row: int) -> list[int]:
+    where = f"row {row}, field `word_labels`: "
+    if isinstance(labels, np.ndarray | torch.Tensor):
+        labels = labels.tolist()
+    if not isinstance(labels, list | tuple):
+        raise ValueError(f"{where}expected a list of label ids, got {labels!r}")
+    if len(labels) != len(words):
+        raise ValueError(f"{where}there are {len(labels)} labels for {len(words)} words")
+    for label in labels:
+        is_id = isinstance(label, int | np.integer) and not isinstance(label, bool)
+        if not is_id or (label < 0 and label != -100):
+            raise ValueError(f"{where}expected label ids (whole numbers from 0 on, or -100), got {label!r}")
+    return [int(label) for label in labels]
+
+
+def first_tokens(token_spans: np.ndarray, word_spans: np.ndarray) -> np.ndarray:
+    """
+    The token at which the prediction of each word is read: the first one that shares a character with the word and
+    that no word before it is read at (a token may cover several words).
+
+    Args:
+        token_spans (`np.ndarray` of shape `(num_tokens, 2)`): Character offsets of the tokens in reading order. They
+            may include the space before, and several tokens may share one character.
+        word_spans (`np.ndarray` of shape `(num_words, 2)`): Character offsets of the words, in order. An empty span
+            has no token.
+
+    Returns:
+        `np.ndarray` of shape `(num_words,)`: Token indices, −1 for a word without one.
+    """
+    # Offsets grow from token to token, save for odd normalizers: without that a binary search would go astray.
+    starts = np.minimum.accumulate(token_spans[::-1, 0])[::-1]
+    ends = np.maximum.accumulate(token_spans[:, 1])
+    first = np.searchsorted(ends, word_spans[:, 0], side="right")
+    last = np.searchsorted(starts, word_spans[:, 1], side="left") - 1
+    found = (first <= last) & (word_spans[:, 0] < word_spans[:, 1])
+    chosen = np.where(found, first, -1)
+    read_at = chosen[found]
+    if (np.diff(read_at) <= 0).any():  # some words share a token
+        taken = -1
+        for word in np.flatnonzero(found):
+            token = max(first[word], taken + 1)
+            if token <= last[word]:
+                chosen[word] = taken = token
+            else:
+                chosen[word] = -1
+    return chosen
+
+
+# ------------------------------------------------- labels and regions -----------------------------------------------
+
+
+def _split_label(label: str) -> tuple[str, str]:
+    """`"B-PER"` → `("B", "PER")`; a label without a prefix continues its own kind, as in conlleval."""
+    if label == "O":
+        return "O", ""
+    prefix, dash, kind = label.partition("-")
+    return (prefix, kind) if dash and prefix in ("B", "I") else ("I", label)
+
+
+def _entity_spans(labels: Sequence[str]) -> list[tuple[str, int, int]]:
+    """(kind, first word, last word) by the rules of conlleval: an `I-X` after `O` or another kind starts an entity."""
+    entities: list[tuple[str, int, int]] = []
+    previous = ""
+    for index, label in enumerate(labels):
+        prefix, kind = _split_label(label)
+        if prefix == "I" and kind == previous:
+            entities[-1] = (kind, entities[-1][1], index)
+        elif prefix != "O":
+            entities.append((kind, index, index))
+        previous = kind
+    return entities
+
+
+def viterbi(log_probs: np.ndarray, labels: Sequence[str]) -> np.ndarray:
+    """
+    The most probable label sequence in which `I-X` follows `B-X` or `I-X` only.
+
+    Args:
+        log_probs (`np.ndarray` of shape `(num_words, num_labels)`): Log-probabilities of each word's labels.
+        labels (`Sequence[str]`): The names of the labels.
+
+    Returns:
+        `np.ndarray` of shape `(num_words,)`: Label ids.
+    """
+    inside = np.array([label.startswith("I-") for label in labels])
+    allowed = np.array(
+        [
+            [not is_in or before in (f"B-{now[2:]}", now) for now, is_in in zip(labels, inside, strict=True)]
+            for before in labels
+        ]
+    )
+    penalty = np.where(allowed, 0.0, -np.inf)
+    score = np.where(inside, -np.inf, log_probs[0])
+    back = np.zeros(log_probs.shape, dtype=np.int64)
+    for word in range(1, len(log_probs)):
+        paths = score[:, None] + penalty
+        back[word] = paths.argmax(0)
+        score = paths.max(0) + log_probs[word]
+    best = np.empty(len(log_probs), dtype=np.int64)
+    best[-1] = score.argmax()
+    for word in range(len(log_probs) - 1, 0, -1):
+        best[word - 1] = back[word, best[word]]
+    return best
+
+
+def _to_pixels(boxes: np.ndarray, view: Box) -> np.ndarray:
+    """Boxes in 0…1 of what the encoder saw, in pixels of the original image."""
+    x0, y0, x1, y1 = view
+    return boxes * [x1 - x0, y1 - y0, x1 - x0, y1 - y0] + [x0, y0, x0, y0]
+
+
+def paint(boxes: np.ndarray, weights: np.ndarray, height: int, width: int) -> np.ndarray:
+    """
+    Spread the weight of each box evenly over its area. What lies inside the image adds up to the weights.
+
+    Args:
+        boxes (`np.ndarray` of shape `(num_boxes, 4)`): (x0, y0, x1, y1) in pixels, fractions allowed.
+        weights (`np.ndarray` of shape `(num_boxes,)`): The weights.
+        height (`int`), width (`int`): The size of the map.
+
+    Returns:
+        `np.ndarray` of shape `(height, width)`: The map, weight per pixel.
+    """
+    # How much of each pixel column and row each box covers: borders between pixels are shared fairly.
+    low, high = boxes[:, :2], np.maximum(boxes[:, 2:], boxes[:, :2] + 1e-3)
+    columns = np.clip(np.minimum(high[:, :1], np.arange(width) + 1) - np.maximum(low[:, :1], np.arange(width)), 0, 1)
+    rows = np.clip(np.minimum(high[:, 1:], np.arange(height) + 1) - np.maximum(low[:, 1:], np.arange(height)), 0, 1)
+    return (rows * (weights / (high - low).prod(1))[:, None]).T @ columns
+
+
+def _region(boxes: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, float]:
+    """The boxes around the strongest one that have at least half of its weight: their hull and their weight."""
+    strong = weights >= weights.max() / 2
+    low, high = boxes[:, :2] - 1e-6, boxes[:, 2:] + 1e-6
+    joined = np.arange(len(weights)) == weights.argmax()
+    while True:
+        touching = ((low[:, None] <= high[joined]) & (high[:, None] >= low[joined])).all(-1).any(-1)
+        grown = joined | (strong & touching)
+        if grown.sum() == joined.sum():
+            break
+        joined = grown
+    hull = np.concatenate([boxes[joined, :2].min(0), boxes[joined, 2:].max(0)])
+    return hull, float(weights[joined].sum())
+
+
+# ----------------------------------------------------- processor ----------------------------------------------------
+
+
+class VTFusionProcessor(ProcessorMixin):
+    r"""
+    Joins an image processor and a tokenizer, keeps track of words, and turns model outputs back into answers about
+    words.
+
+    Args:
+        image_processor (`BaseImageProcessor`, *optional*):
+            Prepares the images. Without it the processor takes texts only (or images come as precomputed features).
+        tokenizer (`PreTrainedTokenizerBase`):
+            A fast tokenizer: words are found through its character offsets.
+        window_length (`int`, *optional*):
+            The most tokens of one model input; longer texts become overlapping windows. Defaults to what the
+            tokenizer says, where it says anything sensible. `max_length` in a call goes first.
+        window_stride (`int`, *optional*, defaults to 64):
+            How many tokens neighbouring windows share (at most half a window). `stride` in a call goes first.
+        chat_template (`str`, *optional*):
+            A chat template, as in any processor.
+
+    Example:
+
+    ```python
+    >>> from tokenizers import Tokenizer, models, pre_tokenizers
+    >>> from transformers import PreTrainedTokenizerFast
+
+    >>> words = Tokenizer(models.WordLevel({"[UNK]": 0, "[PAD]": 1, "Ada": 2, "met": 3, "Bob": 4}, unk_token="[UNK]"))
+    >>> words.pre_tokenizer = pre_tokenizers.Whitespace()
+    >>> tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="[UNK]", pad_token="[PAD]")
+
+    >>> processor = VTFusionProcessor(tokenizer=tokenizer)
+    >>> batch = processor(text=["Ada met Bob", "Bob"], word_labels=[[1, 0, 1], [1]], return_tensors="pt")
+    >>> batch["labels"].tolist()
+    [[1, 0, 1], [1, -100, -100]]
+    >>> batch.rows[0].words
+    ['Ada', 'met', 'Bob']
+    ```
+    """
+
+    valid_processor_kwargs = VTFusionProcessorKwargs  # type: ignore[assignment]
+
+    # The two lengths are not called `max_length` and `stride`: a processor's own settings must not share names with
+    # its call arguments, or the values that tokenizers save under those names would overrule them.
+    def __init__(
+        self,
+        image_processor: Any = None,
+        tokenizer: Any = None,
+        window_length: int | None = None,
+        window_stride: int = 64,
+        chat_template: Any = None,
+    ):
+        if tokenizer is None:
+            raise ValueError("`VTFusionProcessor` needs a tokenizer")
+        if window_length is not None and window_length < 1:
+            raise ValueError(f"`window_length` must be positive, got {window_length}")
+        if window_stride < 0:
+            raise ValueError(f"`window_stride` must not be negative, got {window_stride}")
+        self.window_length = window_length
+        self.window_stride = window_stride
+        # Saving would set it too, but only then: a processor equals what is loaded from its files.
+        self.auto_map = {"AutoProcessor": "processing_vtfusion.VTFusionProcessor"}
+        if image_processor is not None:
+            super().__init__(image_processor, tokenizer, chat_template=chat_template)
+            return
+        # The mixin saves and asks every part that `get_attributes` names; this one has one part less.
+        self.check_argument_for_proper_class("tokenizer", tokenizer)
+        self.image_processor: Any = None
+        self.tokenizer, self.chat_template = tokenizer, chat_template
+        self.get_attributes = partial(list, ("tokenizer",))  # type: ignore
+
+    @classmethod
+    def _get_arguments_from_pretrained(
+        cls, pretrained_model_name_or_path: Any, processor_dict: dict[str, Any] | None = None, **kwargs: Any
+    ) -> list[Any]:
+        # Saved without an image processor: the file says `null`, and there is none to load.
+        if processor_dict is not None and processor_dict.get("image_processor", "") is None:
+            return [None, AutoTokenizer.from_pretrained(pretrained_model_name_or_path, **kwargs)]
+        return super()._get_arguments_from_pretrained(pretrained_model_name_or_path, processor_dict, **kwargs)
+
+    @property
+    def model_input_names(self) -> list[str]:
+        names = [*super().model_input_names, "attention_mask"]
+        if self.image_processor is not None:
+            names.append("image_mask")
+        return list(dict.fromkeys(names))
+
+    # ------------------------------------------------ to the model -------------------------------------------------
+
+    def __call__(
+        self,
+        images: Any = None,
+        text: str | Sequence[str] | Sequence[Sequence[str]] | None = None,
+        word_labels: Sequence[int] | Sequence[Sequence[int]] | None = None,
+        **kwargs: Unpack[VTFusionProcessorKwargs],
+    ) -> VTFusionBatch:
+        """
+        Prepare texts with their images.
+
+        Args:
+            images (*optional*):
+                One entry for each text: an image (see [`decode_image`]), a list of images, or `None`. With a single
+                text, its image or its list of images. `None` inside a list is an empty slot.
+            text (`str`, `list[str]` or `list[list[str]]`, *optional*):
+                A text, several texts, or several lists of words; one list of words with `is_split_into_words=True`.
+                The words of a string are its runs of letters and digits and its runs of punctuation. Strings without
+                words ("" or only whitespace) are fine and have no predictions.
+            word_labels (`list[list[int]]`, *optional*):
+                A label id (or −100) for each word of each text; for a single text also a flat list.
+            kwargs (*optional*):
+                `allow_paths=True` and `allow_urls=True` allow images to be opened from disk and from the net.
+                `max_length` and `stride` set the windows. `truncation` turns windows off: the tokenizer then cuts as
+                it always does, and words beyond the cut get no prediction of the model. `text_pair` is passed on to
+                the tokenizer; words are those of `text`. Rows are padded to the longest unless `padding` says
+                otherwise. Other arguments go to the tokenizer and the image processor.
+
+        Returns:
+            [`VTFusionBatch`]: one row per window, with
+
+            - **input_ids**, **attention_mask** and, where the tokenizer gives it, **token_type_ids** of shape
+              `(batch_size, sequence_length)`;
+            - **labels** of shape `(batch_size, sequence_length)`, if `word_labels` are given: the label of each word
+              at the token where it is read, −100 elsewhere;
+            - if any text has an image, **pixel_values** of shape `(batch_size, num_images, 3, height, width)`,
+              **image_mask** of shape `(batch_size, num_images)`, 1 for a real image, and, where the image processor
+              gives it, **pixel_mask** of shape `(batch_size, num_images, height, width)`.
+
+            Without `return_tensors` tokens come as lists, for one short text without images as flat ones, as from a
+            tokenizer. Without `text`, a flat list of images gives what the image processor gives, `pixel_values` of
+            shape `(num_images, 3, height, width)`.
+
+        Raises:
+            ValueError: naming the row and the field, for unreadable images, words that are not strings, labels that
+                do not fit the words, numbers of rows that differ, or a tokenizer that is not fast.
+        """
+        if text is None and images is None:
+            raise ValueError("pass `text`, `images` or both")
+        options: dict[str, Any] = dict(kwargs)
+        given = {**options.get("common_kwargs", {}), **options.get("text_kwargs", {}), **options}
+        merged: dict[str, Any] = self._merge_kwargs(
+            VTFusionProcessorKwargs,  # type: ignore[arg-type]
+            tokenizer_init_kwargs=self.tokenizer.init_kwargs,
+            **options,
+        )
+        text_kwargs, images_kwargs = merged["text_kwargs"], merged["images_kwargs"]
+        images_kwargs.pop("return_tensors", None)
+        allow = {name: bool(images_kwargs.pop(name, False)) for name in ("allow_paths", "allow_urls")}
+        return_tensors = text_kwargs.get("return_tensors")
+        unsupported = [name for name in _UNSUPPORTED if given.get(name)]
+        if unsupported:
+            raise ValueError(f"{unsupported} cannot be used here: see `rows` and `word_positions` of the result")
+        if text is None:
+            nested = isinstance(images, list | tuple) and any(i is None or isinstance(i, list | tuple) for i in images)
+            encoded = self.encode_images([images] if _is_one(images) else images, **allow, **images_kwargs)
+            if not nested:
+                encoded = {name: value[:, 0] for name, value in encoded.items() if name != "image_mask"}
+            return VTFusionBatch(encoded, tensor_type=return_tensors)
+
+        is_single = isinstance(text, str)
+        if text_kwargs.get("is_split_into_words") and not is_single:
+            is_single = all(isinstance(word, str) for word in text)
+        texts = [text] if is_single else list(text)
+        pairs = given.get("text_pair")
+        if pairs is not None and is_single:
+            pairs = [pairs]
+        labels: Any = word_labels
+        if labels is not None and is_single and not any(isinstance(i, list | tuple) for i in labels):
+            labels = [labels]
+        limit = given.get("max_length") or self.window_length or text_kwargs.get("max_length")
+        passed_on = ("add_special_tokens", "return_token_type_ids", "sanitize_control_tokens")
+        tokenizer_kwargs = {name: text_kwargs[name] for name in passed_on if text_kwargs.get(name) is not None}
+        if given.get("truncation") is not None:
+            tokenizer_kwargs["truncation"] = given["truncation"]
+        rows, encoding = self._encode(texts, pairs, labels, limit, given.get("stride"), **tokenizer_kwargs)
+        row_of_window = encoding.pop("row")
+
+        pictures: dict[str, torch.Tensor] = {}
+        if images is not None:
+            image_rows = self._align_images(images, len(rows), is_single)
+            decoded = self._decode(image_rows, **allow, **images_kwargs)
+            for row, pixels in zip(rows, decoded, strict=True):
+                sizes = [None if image is None else (image.shape[1], image.shape[0]) for image in pixels]
+                row.image_sizes = sizes
+                row.image_views = [
+                    None if size is None else visible_rectangle(self.image_processor, *size, **images_kwargs)
+                    for size in sizes
+                ]
+            pictures = self._pixels(decoded, **images_kwargs)
+            if pictures and len(row_of_window) > len(rows):
+                pictures = {name: value[row_of_window] for name, value in pictures.items()}
+
+        side = text_kwargs.get("padding_side") or self.tokenizer.padding_side
+        multiple = text_kwargs.get("pad_to_multiple_of")
+        self._pad(encoding, text_kwargs.get("padding"), limit or self._model_limit(), multiple, side)
+        word_positions = encoding.pop("word_positions")
+        if is_single and return_tensors is None and len(row_of_window) == 1 and not pictures:
+            data = {name: value[0] for name, value in encoding.items()}
+        else:
+            data = {name: _as_array(value) if return_tensors else value for name, value in encoding.items()}
+        longest = max(map(len, word_positions))
+        blanks = [[-1] * (longest - len(window)) for window in word_positions]
+        pairs_of = zip(blanks, word_positions, strict=True)
+        aligned = [blank + window if side == "left" else window + blank for blank, window in pairs_of]
+        images_data = {name: value.numpy() if return_tensors == "np" else value for name, value in pictures.items()}
+        return VTFusionBatch(
+            {**data, **images_data},
+            tensor_type=return_tensors,
+            rows=rows,
+            row_of_window=row_of_window,
+            word_positions=np.array(aligned, dtype=np.int64).reshape(len(aligned), longest),
+        )
+
+    def encode_text(
+        self,
+        text: Sequence[str] | Sequence[Sequence[str]],
+        text_pair: Sequence[str] | Sequence[Sequence[str]] | None = None,
+        word_labels: Sequence[Sequence[int]] | None = None,
+        max_length: int | None = None,
+        stride: int | None = None,
+        **tokenizer_kwargs: Any,
+    ) -> dict[str, list[Any]]:
+        """
+        Tokenize a batch of texts into windows without padding, for instance in `dataset.map(…, batched=True)`.
+
+        Args:
+            text (`list[str]` or `list[list[str]]`): The texts, as strings or as lists of words.
+            text_pair (`list[str]` or `list[list[str]]`, *optional*): Second texts, whole in every window.
+            word_labels (`list[list[int]]`, *optional*): A label id (or −100) for each word.
+            max_length (`int`, *optional*, defaults to `self.window_length`): The most tokens of a window.
+            stride (`int`, *optional*, defaults to `self.window_stride`): How many tokens windows share.
+            tokenizer_kwargs (*optional*): Further arguments of the tokenizer. With `truncation` it cuts instead.
+
+        Returns:
+            `dict[str, list]`: one entry per window of `input_ids`, `attention_mask`, `token_type_ids` (where the
+            tokenizer gives them), `word_positions`, `labels` (if given) and `row`, the text it is a part of.
+
+        Raises:
+            ValueError: naming the row and the field.
+        """
+        limit = max_length or self.window_length
+        texts = [text] if isinstance(text, str) else list(text)
+        return self._encode(texts, text_pair, word_labels, limit, stride, **tokenizer_kwargs)[1]
+
+    def encode_images(
+        self, images: Sequence[Any], allow_paths: bool = False, allow_urls: bool = False, **images_kwargs: Any
+    ) -> dict[str, torch.Tensor]:
+        """
+        Prepare the images of a batch of rows.
+
+        Args:
+            images (`Sequence`): For each row an image (see [`decode_image`]), a list of images, or `None`.
+            allow_paths (`bool`, *optional*, defaults to `False`): Whether paths may be opened.
+            allow_urls (`bool`, *optional*, defaults to `False`): Whether URLs may be downloaded.
+            images_kwargs (*optional*): Further arguments of the image processor.
+
+        Returns:
+            `dict[str, torch.Tensor]`: `pixel_values` of shape `(num_rows, num_images, 3, height, width)`,
+            `image_mask` of shape `(num_rows, num_images)` and, where the image processor gives it, `pixel_mask` of
+            shape `(num_rows, num_images, height, width)`. Empty if no row has an image.
+
+        Raises:
+            ValueError: naming the row.
+        """
+        decoded = self._decode(_image_rows(images), allow_paths, allow_urls, **images_kwargs)
+        return self._pixels(decoded, **images_kwargs)
+
+    def _model_limit(self) -> int | None:
+        limit = self.tokenizer.model_max_length
+        return limit if limit is not None and limit < _SANE_LENGTH else None
+
+    def _encode(
+        self,
+        texts: Sequence[Any],
+        pairs: Any,
+        word_labels: Any,
+        limit: int | None,
+        stride: int | None,
+        **tokenizer_kwargs: Any,
+    ) -> tuple[list[TextRow], dict[str, list[Any]]]:
+        if not self.tokenizer.is_fast:
+            raise ValueError(
+                f"`VTFusionProcessor` needs a fast tokenizer (one that knows character offsets), "
+                f"{type(self.tokenizer).__name__} is a slow one"
+            )
+        if len(texts) == 0:
+            raise ValueError("field `text`: there are no texts")
+        rows = [read_text(text, index) for index, text in enumerate(texts)]
+        for name, values in (("text_pair", pairs), ("word_labels", word_labels)):
+            if values is not None and len(values) != len(rows):
+                raise ValueError(f"field `{name}`: there are {len(values)} rows for {len(rows)} texts")
+        if word_labels is not None:
+            word_labels = [_read_labels(word_labels[i], row.words, i) for i, row in enumerate(rows)]
+        if pairs is not None:
+            pairs = [pair if isinstance(pair, str) else " ".join(pair) for pair in pairs]
+        if tokenizer_kwargs.get("truncation"):
+            tokenizer_kwargs["max_length"] = limit
+        cuts = tokenizer_kwargs.get("truncation") is not None
+        encoded = self.tokenizer(
+            [row.text for row in rows],
+            text_pair=pairs,
+            return_offsets_mapping=True,
+            return_attention_mask=True,
+            verbose=False,  # it would warn of long texts, which are cut into windows below
+            **tokenizer_kwargs,
+        )
+        names = [name for name in encoded if name != "offset_mapping"]
+        windows: dict[str, list[Any]] = {name: [] for name in (*names, "word_positions", "row")}
+        if word_labels is not None:
+            windows["labels"] = []
+        for index, row in enumerate(rows):
+            # The text is tokenized once and whole. Its windows are slices between the same special tokens (and pair).
+            content = np.flatnonzero(np.array([source == 0 for source in encoded.sequence_ids(index)], dtype=bool))
+            offset, count = (int(content[0]), len(content)) if len(content) else (0, 0)
+            length = len(encoded["input_ids"][index])
+            token_spans = np.array(encoded["offset_mapping"][index], dtype=np.int64).reshape(-1, 2)[content]
+            word_spans = [(start, start if word.isspace() else end) for word, (start, end) in _words(row)]
+            read_at = np.full(len(word_spans), -1)
+            if count and word_spans:
+                read_at = first_tokens(token_spans, np.array(word_spans))
+            starts, size = [0], count
+            most = limit or self._model_limit()
+            if most is not None and length > most and not cuts:
+                size = most - (length - count)
+                starts = self._window_starts(count, size, stride, index)
+            has_token = np.flatnonzero(read_at >= 0)
+            positions = read_at[has_token]
+            owner, best = np.full(len(positions), -1), np.full(len(positions), -1)
+            ranges = []
+            for window, start in enumerate(starts):
+                end = min(start + size, count)
+                low, high = np.searchsorted(positions, [start, end])
+                inside = positions[low:high]
+                distance = np.minimum(inside - start, end - 1 - inside)
+                closer = distance > best[low:high]
+                best[low:high][closer] = distance[closer]
+                owner[low:high][closer] = window
+                ranges.append((start, end, low, high))
+            for window, (start, end, low, high) in enumerate(ranges):
+                body = slice(offset + start, offset + end)
+                for name in names:
+                    values = encoded[name][index]
+                    windows[name].append(values[:offset] + values[body] + values[offset + count :])
+                read = np.full(length - count + end - start, -1)
+                owned = np.flatnonzero(owner[low:high] == window) + low
+                read[offset + positions[owned] - start] = has_token[owned]
+                windows["word_positions"].append(read.tolist())
+                windows["row"].append(index)
+                if word_labels is not None:
+                    labels = np.array([*word_labels[index], -100])  # −1 reads the last one
+                    windows["labels"].append(labels[read].tolist())
+        return rows, windows
+
+    def _window_starts(self, count: int, size: int, stride: int | None, row: int) -> list[int]:
+        if size < 1:
+            raise ValueError(
+                f"row {row}, field `text`: the window is full of special tokens and `text_pair`, {1 - size} more "
+                "tokens are needed; raise `max_length`"
+            )
+        if stride is not None and not 0 <= stride < size:
+            raise ValueError(f"`stride` = {stride} must be less than the {size} tokens of text in a window")
+        shared = min(self.window_stride, size // 2) if stride is None else stride
+        return list(range(0, count - shared, size - shared))
+
+    def _pad(self, encoding: dict[str, list[Any]], padding: Any, limit: int | None, multiple: Any, side: str) -> None:
+        if padding in (None, False, "do_not_pad"):
+            return
+        longest = max(len(ids) for ids in encoding["input_ids"])
+        target = max(longest, limit or 0) if padding == "max_length" else longest
+        if multiple:
+            target += -target % multiple
+        fill = {"input_ids": self.tokenizer.pad_token_id, "token_type_ids": self.tokenizer.pad_token_type_id}
+        fill |= {"word_positions": -1, "labels": -100}
+        if fill["input_ids"] is None and any(len(ids) < target for ids in encoding["input_ids"]):
+            raise ValueError("the tokenizer has no padding token: set `tokenizer.pad_token`, or pass `padding=False`")
+        for name, windows in encoding.items():
+            for window in windows:
+                blanks = [fill.get(name, 0)] * (target - len(window))
+                window[:] = blanks + window if side == "left" else window + blanks
+
+    def _align_images(self, images: Any, num_rows: int, is_single: bool) -> list[list[Any]]:
+        nested = isinstance(images, list | tuple) and any(isinstance(i, list | tuple) for i in images)
+        if (is_single and not nested) or (num_rows == 1 and _is_one(images)):
+            images = [images]
+        if _is_one(images) or len(images) != num_rows:
+            found = "one image" if _is_one(images) else f"{len(images)} rows"
+            raise ValueError(f"field `images`: got {found} for {num_rows} texts; pass one entry per text, or `None`")
+        return _image_rows(images)
+
+    def _keeps_floats(self, images_kwargs: dict[str, Any]) -> bool:
+        rescale = images_kwargs.get("do_rescale")
+        return not (getattr(self.image_processor, "do_rescale", True) if rescale is None else rescale)
+
+    def _decode(
+        self, rows: list[list[Any]], allow_paths: bool = False, allow_urls: bool = False, **images_kwargs: Any
+    ) -> list[list[np.ndarray | None]]:
+        if self.image_processor is None and any(image is not None for row in rows for image in row):
+            raise ValueError("field `images`: this processor has no image processor")
+        keep_floats = self._keeps_floats(images_kwargs)
+        decoded: list[list[np.ndarray | None]] = []
+        for index, row in enumerate(rows):
+            decoded.append([])
+            for slot, image in enumerate(row):
+                try:
+                    pixels = (
+                        None
+                        if image is None
+                        else decode_image(
+                            image, allow_paths=allow_paths, allow_urls=allow_urls, keep_floats=keep_floats
+                        )
+                    )
+                except ValueError as error:
+                    where = f"image {slot}: " if len(row) > 1 else ""
+                    raise ValueError(f"row {index}, field `images`: {where}{error}") from error
+                decoded[-1].append(pixels)
+        return decoded
+
+    def _pixels(self, rows: list[list[np.ndarray | None]], **images_kwargs: Any) -> dict[str, torch.Tensor]:
+        places = [(r, s) for r, row in enumerate(rows) for s, image in enumerate(row) if image is not None]
+        if not places:
+            return {}
+        flat: list[Any] = [rows[row][slot] for row, slot in places]
+        # Left to itself an image processor guesses the channel axis, and guesses wrong for images 1 or 3 pixels wide.
+        images_kwargs["input_data_format"] = "channels_last"
+        try:
+            features = self.image_processor(flat, return_tensors="pt", **images_kwargs)
+        except (ValueError, RuntimeError) as error:
+            raise ValueError(
+                f"field `images`: {type(self.image_processor).__name__} failed on {len(flat)} images; all images must "
+                f"come out in one size (see its `size`, `do_resize` and `do_center_crop`): {error}"
+            ) from error
+        pixels = features.get("pixel_values")
+        if not isinstance(pixels, torch.Tensor) or pixels.ndim != 4 or pixels.shape[:2] != (len(flat), 3):
+            shape = tuple(pixels.shape) if isinstance(pixels, torch.Tensor) else type(pixels)
+            raise ValueError(
+                f"field `images`: {type(self.image_processor).__name__} must give `pixel_values` of shape "
+                f"({len(flat)}, 3, height, width), got {shape}"
+            )
+        row_ids, slots = (torch.tensor(ids) for ids in zip(*places, strict=True))
+        shape = (len(rows), max(map(len, rows)))
+
+        def place(values: torch.Tensor) -> torch.Tensor:
+            placed = values.new_zeros((*shape, *values.shape[1:]))
+            placed[row_ids, slots] = values
+            return placed
+
+        data = {"pixel_values": place(pixels.float()), "image_mask": place(torch.ones(len(flat), dtype=torch.long))}
+        if "pixel_mask" in features:
+            data["pixel_mask"] = place(features["pixel_mask"])
+        return data
+
+    # ----------------------------------------------- from the model ------------------------------------------------
+
+    def merge_windows(
+        self, values: torch.Tensor, batch: VTFusionBatch
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """
+        Bring what a model says about tokens back to words: each word is read once, at its first sub-word in the
+        window that shows most of its surroundings.
+
+        Args:
+            values (`torch.Tensor` of shape `(batch_size, sequence_length)` or `(batch_size, sequence_length, *)`):
+                Logits, gates, or anything else per token.
+            batch ([`VTFusionBatch`]): What the model was called with.
+
+        Returns:
+            `tuple(list[torch.Tensor], list[torch.Tensor])`: for each text the values of its words, `float` of shape
+            `(num_words, *)`, and which words have one, `bool` of shape `(num_words,)`. A word has none where the
+            tokenizer gave it no token of its own; its values are NaN.
+        """
+        if tuple(values.shape[:2]) != batch.word_positions.shape:
+            raise ValueError(
+                f"the outputs have shape {tuple(values.shape)}, the batch has `word_positions` of shape "
+                f"{batch.word_positions.shape}: they do not belong together"
+            )
+        counts = [len(row.words) for row in batch.rows]
+        first = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+        windows, tokens = np.nonzero(batch.word_positions >= 0)
+        row_of_window = np.asarray(batch.row_of_window, dtype=np.int64)
+        words = torch.from_numpy(first[row_of_window[windows]] + batch.word_positions[windows, tokens])
+        values = values.detach().float().cpu()
+        merged = values.new_full((int(first[-1]), *values.shape[2:]), float("nan"))
+        found = torch.zeros(int(first[-1]), dtype=torch.bool)
+        merged[words] = values[torch.from_numpy(windows), torch.from_numpy(tokens)]
+        found[words] = True
+        return list(merged.split(counts)), list(found.split(counts))
+
+    def predict_word_labels(
+        self, outputs: Any, batch: VTFusionBatch, id2label: Mapping[Any, str], decoding: str = "argmax"
+    ) -> list[list[str]]:
+        """
+        Exactly one label for every word of every text. A word that the model did not see as a token gets `"O"`.
+
+        Args:
+            outputs (`TokenClassifierOutput`): With `logits` of shape `(batch_size, sequence_length, num_labels)`.
+            batch ([`VTFusionBatch`]): What the model was called with.
+            id2label (`dict[int, str]`): The names of the labels, as in the model's config.
+            decoding (`str`, *optional*, defaults to `"argmax"`):
+                `"argmax"` takes the best label of each word, `"viterbi"` the best sequence in which `I-X` follows
+                `B-X` or `I-X` only.
+
+        Returns:
+            `list[list[str]]`: The labels.
+        """
+        return [labels for labels, _ in self._predict(outputs, batch, id2label, decoding)]
+
+    def _predict(
+        self, outputs: Any, batch: VTFusionBatch, id2label: Mapping[Any, str], decoding: str
+    ) -> list[tuple[list[str], np.ndarray]]:
+        if decoding not in ("argmax", "viterbi"):
+            raise ValueError(f"`decoding` must be 'argmax' or 'viterbi', got {decoding!r}")
+        names = {int(index): label for index, label in id2label.items()}
+        num_labels = outputs.logits.shape[-1]
+        if set(names) != set(range(num_labels)):
+            raise ValueError(f"`id2label` must name the labels 0…{num_labels - 1} of the logits, got {sorted(names)}")
+        label_names = [names[index] for index in range(num_labels)]
+        predictions = []
+        for logits, found in zip(*self.merge_windows(outputs.logits, batch), strict=True):
+            log_probs, seen = logits.double().log_softmax(-1).numpy(), found.numpy()
+            chosen = np.where(seen, np.nan_to_num(log_probs, nan=-np.inf).argmax(-1), 0)
+            if decoding == "viterbi":
+                # A word without a token is "O", so nothing continues across it.
+                for run in np.split(np.arange(len(seen)), np.flatnonzero(np.diff(seen)) + 1):
+                    if len(run) and seen[run[0]]:
+                        chosen[run] = viterbi(log_probs[run], label_names)
+            labels = [label_names[label] if is_seen else "O" for label, is_seen in zip(chosen, seen, strict=True)]
+            predictions.append((labels, np.exp(log_probs[np.arange(len(chosen)), chosen])))
+        return predictions
+
+    def post_process_token_classification(
+        self, outputs: Any, batch: VTFusionBatch, id2label: Mapping[Any, str], decoding: str = "argmax"
+    ) -> list[list[dict[str, Any]]]:
+        """
+        The entities of each text.
+
+        Args:
+            outputs (`TokenClassifierOutput`):
+                With `logits` of shape `(batch_size, sequence_length, num_labels)` and, optionally, `fusion_gate` of
+                shape `(batch_size, sequence_length)`, `text_to_image_attention` of shape
+                `(batch_size, num_heads, sequence_length, num_positions)` and `visual_boxes` of shape
+                `(batch_size, num_positions, 4)`.
+            batch ([`VTFusionBatch`]): What the model was called with.
+            id2label (`dict[int, str]`): The names of the labels (`O`, `B-X`, `I-X`), as in the model's config.
+            decoding (`str`, *optional*, defaults to `"argmax"`): `"argmax"` or `"viterbi"`, see
+                [`~VTFusionProcessor.predict_word_labels`].
+
+        Returns:
+            `list[list[dict]]`: for each text its entities, with `entity_group`; `score`, the mean probability of its
+            words' labels; `words`, its first and last word; `start` and `end`, where it stands in
+            `batch.rows[i].text`; `text`; `gate`, how much its words used the image on average (0 without an image,
+            `None` if the model does not say); and `image_region`, where they looked: the `image`'s index, a `box`
+            (x0, y0, x1, y1) in pixels of the original image, and the attention in it as `score`, or `None`. The
+            region is the position with the most attention with what adjoins it at half of that or more.
+        """
+        predictions = self._predict(outputs, batch, id2label, decoding)
+        fusion_gate = getattr(outputs, "fusion_gate", None)
+        gates = None if fusion_gate is None else self.merge_windows(fusion_gate, batch)[0]
+        looks = self._attention(outputs, batch)
+        with_image = _rows_with_image(batch)
+        results: list[list[dict[str, Any]]] = []
+        for index, (row, (labels, probs)) in enumerate(zip(batch.rows, predictions, strict=True)):
+            has_image = bool(with_image[index])
+            results.append([])
+            for kind, first, last in _entity_spans(labels):
+                start, end = row.spans[first][0], row.spans[last][1]
+                gate = None
+                if gates is not None:
+                    gate = float(gates[index][first : last + 1].mean()) if has_image else 0.0
+                region = None
+                if looks is not None and has_image:
+                    attention, boxes = looks[index]
+                    region = self._image_region(attention[first : last + 1].mean(0), boxes, row)
+                results[-1].append(
+                    {
+                        "entity_group": kind,
+                        "score": float(probs[first : last + 1].mean()),
+                        "words": (first, last),
+                        "start": start,
+                        "end": end,
+                        "text": row.text[start:end],
+                        "gate": gate,
+                        "image_region": region,
+                    }
+                )
+        return results
+
+    def post_process_grounding(
+        self,
+        outputs: Any,
+        batch: VTFusionBatch,
+        spans: Sequence[Sequence[Span]] | None = None,
+        size: tuple[int, int] | None = None,
+    ) -> list[list[dict[str, Any]]]:
+        """
+        Where in the images each word or entity looked.
+
+        Args:
+            outputs (`ModelOutput`): With `text_to_image_attention` and `visual_boxes`, see
+                [`~VTFusionProcessor.post_process_token_classification`].
+            batch ([`VTFusionBatch`]): What the model was called with.
+            spans (`list[list[tuple[int, int]]]`, *optional*):
+                For each text the (first, last) words that belong together. Defaults to every word by itself.
+            size (`tuple[int, int]`, *optional*):
+                (height, width) of the heat maps. Defaults to the size of each original image.
+
+        Returns:
+            `list[list[dict]]`: for each text, span and image the `words`, the index of the `image` and a `heatmap`,
+            `torch.FloatTensor` of shape `(height, width)`: attention per pixel, averaged over heads and words. It
+            adds up to the attention on the image (all images together have 1); what is cropped off has none.
+
+        Raises:
+            ValueError: if the model was called without `output_fusion_attentions=True`.
+        """
+        if spans is not None and len(spans) != len(batch.rows):
+            raise ValueError(f"`spans` has {len(spans)} rows for {len(batch.rows)} texts")
+        results: list[list[dict[str, Any]]] = [[] for _ in batch.rows]
+        if "image_mask" not in batch:
+            return results
+        looks = self._attention(outputs, batch)
+        if looks is None:
+            raise ValueError(
+                "the outputs hold no `text_to_image_attention` and `visual_boxes`: call the model with "
+                "`output_fusion_attentions=True`"
+            )
+        for index, (row, (attention, boxes)) in enumerate(zip(batch.rows, looks, strict=True)):
+            wanted = [(word, word) for word in range(len(row.words))] if spans is None else spans[index]
+            for first, last in wanted:
+                if not 0 <= first <= last < len(row.words):
+                    raise ValueError(f"row {index}, field `spans`: ({first}, {last}) is not in 0…{len(row.words) - 1}")
+                seen = attention[first : last + 1]
+                seen = seen[~np.isnan(seen).any((1, 2))]
+                weights = seen.mean(0) if len(seen) else np.zeros(attention.shape[1:])
+                for image, (original, view) in enumerate(zip(row.image_sizes, row.image_views, strict=True)):
+                    if original is None or view is None:
+                        continue
+                    height, width = size or (original[1], original[0])
+                    scale = np.array([width / original[0], height / original[1]] * 2)
+                    heat = paint(_to_pixels(boxes[image], view) * scale, weights[image], height, width)
+                    heatmap = torch.from_numpy(heat).float()
+                    results[index].append({"words": (first, last), "image": image, "heatmap": heatmap})
+        return results
+
+    def _attention(self, outputs: Any, batch: VTFusionBatch) -> list[tuple[np.ndarray, np.ndarray]] | None:
+        """For each text the attention (num_words, num_images, n) and the boxes (num_images, n, 4), or `None`."""
+        attention = getattr(outputs, "text_to_image_attention", None)
+        boxes = getattr(outputs, "visual_boxes", None)
+        if attention is None or boxes is None or "image_mask" not in batch:
+            return None
+        num_images = batch["image_mask"].shape[1]
+        merged, _ = self.merge_windows(attention.float().mean(1), batch)
+        all_boxes = boxes.detach().double().cpu().numpy()
+        first_window = np.searchsorted(batch.row_of_window, np.arange(len(batch.rows)))
+        return [
+            (values.double().numpy().reshape(len(values), num_images, -1), all_boxes[w].reshape(num_images, -1, 4))
+            for values, w in zip(merged, first_window, strict=True)
+        ]
+
+    def _image_region(self, weights: np.ndarray, boxes: np.ndarray, row: TextRow) -> dict[str, Any] | None:
+        real = [image for image, size in enumerate(row.image_sizes) if size is not None]
+        if not real:  # precomputed features: nobody said how large the image was
+            return None
+        image = max(real, key=lambda index: weights[index].sum())
+        original, view = row.image_sizes[image], row.image_views[image]
+        if original is None or view is None or not weights[image].sum() > 0:
+            return None
+        box, score = _region(boxes[image], weights[image])
+        pixels = _to_pixels(box, view).clip(0, [*original, *original])
+        return {"image": image, "box": tuple(float(edge) for edge in pixels), "score": score}
+
+
+def _is_one(images: Any) -> bool:
+    """Whether this is one image, not a sequence with an entry per row."""
+    if isinstance(images, np.ndarray | torch.Tensor):
+        return images.ndim != 4
+    return isinstance(images, str | bytes | bytearray | memoryview | Path | Image.Image | Mapping) or images is None
+
+
+def _image_rows(images: Sequence[Any]) -> list[list[Any]]:
+    return [list(i) if isinstance(i, list | tuple) else [] if i is None else [i] for i in images]
+
+
+def _rows_with_image(batch: VTFusionBatch) -> np.ndarray:
+    if "image_mask" not in batch:
+        return np.full(len(batch.rows), "visual_embeds" in batch)
+    first_window = np.searchsorted(batch.row_of_window, np.arange(len(batch.rows)))
+    mask = torch.as_tensor(batch["image_mask"]).cpu().bool()
+    return mask.any(dim=1).numpy()[first_window]
+
+
+def _words(row: TextRow) -> list[tuple[str, Span]]:
+    return list(zip(row.words, row.spans, strict=True))
+
+
+def _as_array(windows: list[list[int]]) -> Any:
+    # Ragged rows stay lists: the conversion to tensors says what is wrong with them.
+    return np.array(windows, dtype=np.int64) if len({len(window) for window in windows}) == 1 else windows
+
+
+VTFusionProcessor.register_for_auto_class("AutoProcessor")
