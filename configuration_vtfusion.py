@@ -68,9 +68,9 @@ class VTFusionConfig(PreTrainedConfig):
     """
 
     model_type = "vtfusion"
-    sub_configs = {"text_config": AutoConfig, "vision_config": AutoConfig}  # noqa: RUF012
-    # Trainer gathers every other output over the whole evaluation set
-    keys_to_ignore_at_inference = [  # noqa: RUF012
+    sub_configs = {"text_config": AutoConfig, "vision_config": AutoConfig}
+    # Trainer gathers every other output, logits and gate, over the whole evaluation set
+    keys_to_ignore_at_inference = [
         "fusion_loss",
         "text_loss",
         "vision_loss",
@@ -79,7 +79,6 @@ class VTFusionConfig(PreTrainedConfig):
         "text_hidden_state",
         "visual_hidden_state",
         "visual_context",
-        "fusion_gate",
         "visual_boxes",
         "visual_mask",
         "similarity",
@@ -121,8 +120,9 @@ class VTFusionConfig(PreTrainedConfig):
         self.visual_hidden_size = visual_hidden_size
         self.vision_num_prefix_tokens = vision_num_prefix_tokens
 
-        if num_fusion_layers < 1:
-            raise ValueError(f"`num_fusion_layers` must be at least 1, got {num_fusion_layers}.")
+        for name, number in {"num_fusion_layers": num_fusion_layers, "num_fusion_heads": num_fusion_heads}.items():
+            if number < 1:
+                raise ValueError(f"`{name}` must be at least 1, got {number}.")
         if fusion_hidden_size % num_fusion_heads != 0:
             raise ValueError(
                 f"`fusion_hidden_size` ({fusion_hidden_size}) must be a multiple of `num_fusion_heads` "

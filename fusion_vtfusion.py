@@ -173,6 +173,10 @@ class VTFusionPositions(nn.Module):
 # ---------------------------------------------------------------------------------------------------------- fusion
 
 
+class VTFusionZeroLinear(nn.Linear):
+    """A linear layer that starts at zero. A class of its own, since only a module that owns weights is initialised."""
+
+
 class VTFusionGatedFusion(nn.Module):
     """X_f = X_t + g * W_o [norm X_t ; norm X_c], with W_o starting at zero: before training X_f is X_t."""
 
@@ -180,7 +184,7 @@ class VTFusionGatedFusion(nn.Module):
         super().__init__()
         self.context_norm = nn.LayerNorm(config.fusion_hidden_size)
         self.gate = nn.Linear(text_hidden_size + config.fusion_hidden_size, 1)
-        self.output = nn.Linear(text_hidden_size + config.fusion_hidden_size, text_hidden_size)
+        self.output = VTFusionZeroLinear(text_hidden_size + config.fusion_hidden_size, text_hidden_size)
 
     def forward(
         self,
@@ -232,8 +236,8 @@ def vision_loss(
     num_items_in_batch: torch.Tensor | int | None = None,
 ) -> torch.Tensor:
     r"""
-    L_v = -sum_{jk} alpha_{ijk} log p_v^{jk}(y_i), averaged over the labels of rows with an image and over the heads.
-    One more attention call, with the log-probabilities as values, so that alpha is never built.
+    L_v = -sum_{jk} alpha_{ijk} log p_v^{jk}(y_i), averaged over the heads and over all labels; those of a row without
+    an image add nothing. One more attention call, with the log-probabilities as values, so that alpha is never built.
 
     Args:
         log_probs (`torch.FloatTensor` of shape `(B, N, num_labels)`): what each image position predicts.
@@ -248,10 +252,12 @@ def vision_loss(
     values = F.pad(log_probs, (0, max(query.shape[-1] - num_labels, 0))).to(query.dtype)
     values = values[:, None].expand(-1, query.shape[1], -1, -1)
     expected = attend(query, key, values, visual_mask).mean(dim=1)[..., :num_labels]
+    counted = labels != -100
     if visual_mask is not None:
-        labels = labels.masked_fill(~visual_mask.any(dim=-1, keepdim=True), -100)
+        counted = counted & visual_mask.any(dim=-1, keepdim=True)
     chosen = expected.gather(-1, labels.clamp(min=0)[..., None]).squeeze(-1).float()
-    total = -torch.where(labels != -100, chosen, 0.0).sum()
+    total = -torch.where(counted, chosen, 0.0).sum()
+    # By all labels, as `num_items_in_batch` counts them: micro-batches then add up to the loss of the whole batch.
     return total / count_labels(labels, num_items_in_batch)
 
 

@@ -26,6 +26,7 @@ from .fusion_vtfusion import (
     VTFusionGatedFusion,
     VTFusionLayer,
     VTFusionPositions,
+    VTFusionZeroLinear,
     attention_map,
     contrastive_loss,
     count_labels,
@@ -52,7 +53,7 @@ class VTFusionModelOutput(ModelOutput):
             X_v, the projected visual features with their positions. `None` where no image was given.
         visual_context (`torch.FloatTensor` of shape `(B, L, D)`, *optional*):
             X_c, what each token read from the image in the last fusion layer.
-        fusion_gate (`torch.FloatTensor` of shape `(B, L)`, *optional*):
+        fusion_gate (`torch.FloatTensor` of shape `(B, L)`):
             g, from 0 to 1: how much of the fused branch each token lets in. Zero in a row without an image.
         visual_boxes (`torch.FloatTensor` of shape `(B, N, 4)`, *optional*):
             Where each position lies in its own image: (x0, y0, x1, y1) from 0 to 1.
@@ -156,7 +157,7 @@ def split_prefix_tokens(
     Args:
         num_tokens (`int`): length of the sequence.
         image_size (`tuple[int, int]`): height and width of the pixel tensor.
-        config (`PreTrainedConfig`): the vision encoder's configuration, of which `patch_size` is read.
+        config (`PreTrainedConfig`): the vision encoder's configuration, of which the patches are read.
         num_prefix_tokens (`int`, *optional*): their number, where it is known.
 
     Returns:
@@ -172,15 +173,19 @@ def split_prefix_tokens(
         if rows > 0 and (num_tokens - num_prefix_tokens) % rows == 0:
             return num_prefix_tokens, rows, (num_tokens - num_prefix_tokens) // rows
     else:
-        patch = getattr(config, "patch_size", None)
+        patch = getattr(config, "patch_stride", None) or getattr(config, "patch_size", None)
         patch_height, patch_width = patch if isinstance(patch, (tuple, list)) else (patch, patch)
-        # Hierarchical transformers (Swin) halve the grid after each stage: the finest grid that fits is the right one.
+        # Hierarchical transformers (Swin) halve the grid after each stage, rounding up. They have no prefix, and pad
+        # an image that the patch does not divide; a plain one drops what is left over.
         for stage in range(6 if patch_height else 0):
             scale = 2**stage
-            rows, columns = height // patch_height, width // patch_width
-            rows, columns = -(-rows // scale), -(-columns // scale)
-            if 0 < rows * columns <= num_tokens:
-                return num_tokens - rows * columns, rows, columns
+            rows, columns = -(-height // (patch_height * scale)), -(-width // (patch_width * scale))
+            if rows * columns == num_tokens:
+                return 0, rows, columns
+            if stage == 0:
+                rows, columns = height // patch_height, width // patch_width
+                if 0 < rows * columns <= num_tokens:
+                    return num_tokens - rows * columns, rows, columns
     raise ValueError(
         f"The vision encoder '{config.model_type}' returned {num_tokens} tokens for an image of {height} x {width} "
         "pixels, which fits no grid. Set `vision_num_prefix_tokens` in the config."
@@ -238,7 +243,7 @@ class VTFusionPreTrainedModel(PreTrainedModel):
     main_input_name = "input_ids"
     input_modalities = ("image", "text")
     supports_gradient_checkpointing = True
-    _no_split_modules = ["VTFusionLayer"]  # noqa: RUF012
+    _no_split_modules = ["VTFusionLayer"]
     # The fusion layers always run scaled-dot-product attention; the encoders answer for themselves.
     _supports_sdpa = True
     _supports_flash_attn = True
@@ -249,9 +254,9 @@ class VTFusionPreTrainedModel(PreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, VTFusionLayer):
             initialization.constant_(module.log_scale, -math.log(self.config.temperature_init))
-        elif isinstance(module, VTFusionGatedFusion):
-            initialization.zeros_(module.output.weight)
-            initialization.zeros_(module.output.bias)
+        elif isinstance(module, VTFusionZeroLinear):
+            initialization.zeros_(module.weight)
+            initialization.zeros_(module.bias)
         elif isinstance(module, VTFusionModel) and module.contrastive_log_scale is not None:
             initialization.constant_(module.contrastive_log_scale, math.log(1 / 0.07))
 
@@ -266,7 +271,8 @@ class VTFusionPreTrainedModel(PreTrainedModel):
         **fusion_kwargs: Any,
     ) -> "VTFusionPreTrainedModel":
         r"""
-        Joins two pretrained encoders. The fusion part and the head are new: train them before use.
+        Joins two pretrained encoders. The fusion part and the head are new: train them before use. The whole model
+        takes the dtype of the text encoder.
 
         Args:
             vision (`str`, `PreTrainedModel` or `None`):
@@ -301,7 +307,8 @@ class VTFusionPreTrainedModel(PreTrainedModel):
             **fusion_kwargs,
         )
         model = cls(config, vision_model=vision_model, text_model=text_model)
-        return model.eval()
+        # Checkpoints come in float32 or in half precision, and a saved folder records one dtype for all of it.
+        return model.to(text_model.dtype).eval()
 
     @staticmethod
     def _pretrained_encoder(
@@ -324,6 +331,8 @@ class VTFusionPreTrainedModel(PreTrainedModel):
 
     def freeze_vision_encoder(self) -> None:
         """Stops training of the vision encoder, batch statistics and dropout included."""
+        if self.base_model.vision_model is None:
+            raise ValueError("This model has no vision encoder to freeze: it reads precomputed `visual_embeds`.")
         self._freeze(self.get_submodule(self._encoder_path("vision_model")))
 
     def _encoder_path(self, name: str) -> str:
@@ -650,47 +659,53 @@ class VTFusionModel(VTFusionPreTrainedModel):
             kwargs,
         )
         text = text_outputs.last_hidden_state
-        result = VTFusionModelOutput(
-            last_hidden_state=text,
-            text_hidden_state=text,
-            hidden_states=getattr(text_outputs, "hidden_states", None),
-            attentions=getattr(text_outputs, "attentions", None),
-        )
+        # Made into an output at the very end: fields that are set later would lie behind the others in its tuple.
+        result = {
+            "last_hidden_state": text,
+            "text_hidden_state": text,
+            "fusion_gate": text.new_zeros(text.shape[:2]),
+            "hidden_states": getattr(text_outputs, "hidden_states", None),
+            "attentions": getattr(text_outputs, "attentions", None),
+        }
         features, boxes, visual_mask = self._visual_inputs(
             text.shape[0], pixel_values, image_mask, pixel_mask, visual_embeds, visual_boxes, visual_mask
         )
         if features is None:
-            return result
+            return VTFusionModelOutput(**result)
 
         text_mask = None if attention_mask is None else attention_mask.bool()
         has_image = None if visual_mask is None else visual_mask.any(dim=-1)
         normed_text = self.text_norm(text)
         text_state = self.text_projection(normed_text)
+        if visual_mask is not None:
+            # Padding may hold anything. A weight of zero does not silence NaN, nor does a gradient of zero.
+            absent = ~visual_mask.view(features.shape[:3])[..., None]
+            features, boxes = features.masked_fill(absent, 0.0), boxes.masked_fill(absent, 0.0)
         features = self.visual_norm(features.to(self.visual_norm.weight.dtype))
         image = (self.visual_projection(features) + self.visual_positions(boxes)).flatten(1, 2)
-        result.visual_hidden_state = image
-        result.visual_boxes = boxes.flatten(1, 2)
-        result.visual_mask = visual_mask
+        result["visual_hidden_state"] = image
+        result["visual_boxes"] = boxes.flatten(1, 2)
+        result["visual_mask"] = visual_mask
         if self.contrastive_log_scale is not None:
-            result.text_embeds = _pool(text_state, text_mask)
-            result.image_embeds = _pool(image, visual_mask)
+            result["text_embeds"] = _pool(text_state, text_mask)
+            result["image_embeds"] = _pool(image, visual_mask)
 
         for layer in self.fusion_layers:
             context, image, query, key = layer(text_state, image, text_mask, visual_mask)
             text_state = text_state + context
-        result.visual_context = context
-        result.last_hidden_state, result.fusion_gate = self.fusion(text, normed_text, context, has_image)
+        result["visual_context"] = context
+        result["last_hidden_state"], result["fusion_gate"] = self.fusion(text, normed_text, context, has_image)
         if output_alignment:
-            result.image_state = image if layer.has_image_side else None
-            result.alignment_query, result.alignment_key = query, key
+            result["image_state"] = image if layer.has_image_side else None
+            result["alignment_query"], result["alignment_key"] = query, key
         if output_fusion_attentions:
-            result.similarity = (query / layer.scale().to(query.dtype)) @ key.transpose(-1, -2)
-            result.text_to_image_attention = attention_map(query, key, visual_mask)
-            result.image_to_text_attention = attention_map(key, query, text_mask)
+            result["similarity"] = (query / layer.scale().to(query.dtype)) @ key.transpose(-1, -2)
+            result["text_to_image_attention"] = attention_map(query, key, visual_mask)
+            result["image_to_text_attention"] = attention_map(key, query, text_mask)
             if visual_mask is not None:
-                result.text_to_image_attention = result.text_to_image_attention * has_image[:, None, None, None]
-                result.image_to_text_attention = result.image_to_text_attention * visual_mask[:, None, :, None]
-        return result
+                result["text_to_image_attention"] = result["text_to_image_attention"] * has_image[:, None, None, None]
+                result["image_to_text_attention"] = result["image_to_text_attention"] * visual_mask[:, None, :, None]
+        return VTFusionModelOutput(**result)
 
     def _encode_text(
         self,
@@ -701,14 +716,15 @@ class VTFusionModel(VTFusionPreTrainedModel):
     ) -> ModelOutput:
         # A recurrent encoder has no attention mask, a RoBERTa no token types: each gets what it knows.
         inputs = {k: v for k, v in inputs.items() if v is not None and _accepts(self.text_model, k)}
-        # `None` would switch off the encoder's own default, so a flag is passed only to switch something on.
+        # `None` would switch off the encoder's own default, so a flag is passed only to switch something on. It may be
+        # a list: the layers that are wanted.
         if output_attentions:
-            inputs["output_attentions"] = True
+            inputs["output_attentions"] = output_attentions
         if output_hidden_states:
-            inputs["output_hidden_states"] = True
+            inputs["output_hidden_states"] = output_hidden_states
         if _accepts(self.text_model, "use_cache"):
             inputs["use_cache"] = False
-        return self.text_model(**inputs, **kwargs, return_dict=True)
+        return self.text_model(**{**kwargs, **inputs}, return_dict=True)
 
 
 def _accepts(model: PreTrainedModel, name: str) -> bool:

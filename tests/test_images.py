@@ -1,0 +1,186 @@
+"""Images stored once, test conditions, and the cache of frozen features."""
+
+import io
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from datasets import Dataset, Features, Image, List, Value
+from transformers import ViTImageProcessorPil
+
+from tiny import tiny_config
+from tokenizers_for_tests import TOKENIZERS
+from vtfusion import VTFusionModel, VTFusionProcessor
+from vtfusion.training.collator import FusionCollator
+from vtfusion.training.images import BLANK_KEY, FeatureCache, ImageStore, apply_condition
+
+
+def png(color: tuple[int, int, int]) -> bytes:
+    buffer = io.BytesIO()
+    PIL.Image.new("RGB", (40, 24), color).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+RED, GREEN, BLUE = png((255, 0, 0)), png((0, 255, 0)), png((0, 0, 255))
+
+
+def dataset_of(*rows: list[bytes] | None) -> Dataset:
+    images = [None if row is None else [{"bytes": image, "path": None} for image in row] for row in rows]
+    features = Features({"images": List(Image(decode=False)), "n": Value("int32")})
+    return Dataset.from_dict({"images": images, "n": list(range(len(rows)))}, features=features)
+
+
+@pytest.fixture
+def parts() -> tuple[VTFusionModel, VTFusionProcessor]:
+    torch.manual_seed(0)
+    processor = VTFusionProcessor(ViTImageProcessorPil(size={"height": 32, "width": 32}), TOKENIZERS["bert"]())
+    return VTFusionModel(tiny_config("bert", "resnet")).eval(), processor
+
+
+def test_store_keeps_each_image_once():
+    store = ImageStore()
+    train = store.add_split("train", dataset_of([RED], None, [GREEN, RED], []))
+    test = store.add_split("test", dataset_of([GREEN], [BLUE]))
+    assert len(store) == 3
+    assert train[1] is None and train[3] is None
+    assert train[2] == [test[0][0], train[0][0]]
+    assert np.asarray(store.load(test[1][0]))[0, 0].tolist() == [0, 0, 255]
+
+
+def test_store_reads_paths_and_bytes_as_the_same_image(tmp_path):
+    (tmp_path / "red.png").write_bytes(RED)
+    rows = {"images": [[{"bytes": None, "path": str(tmp_path / "red.png")}], [{"bytes": RED, "path": None}]]}
+    store = ImageStore()
+    keys = store.add_split("train", Dataset.from_dict(rows, features=Features({"images": List(Image(decode=False))})))
+    assert keys[0] == keys[1] and len(store) == 1
+
+
+def test_store_cuts_at_max_images():
+    assert len(ImageStore().add_split("train", dataset_of([RED, GREEN, BLUE]), max_images=2)[0]) == 2
+
+
+def test_bad_image_names_split_row_and_field():
+    store = ImageStore()
+    keys = store.add_split("train", dataset_of([RED], [b"not an image"]))
+    with pytest.raises(ValueError, match=r"split 'train', row 1, field `images`"):
+        store.load(keys[1][0])
+    with pytest.raises(ValueError, match="skip_image"):
+        store.find_bad("error")
+    assert store.find_bad("skip_image") == {keys[1][0]}
+
+
+def test_conditions_by_hand():
+    rows = [["a"], None, ["b", "c"], ["d"]]
+    assert apply_condition(rows, "true") == rows
+    assert apply_condition(rows, "none") == [None] * 4
+    assert apply_condition(rows, "blank") == [[BLANK_KEY], None, [BLANK_KEY] * 2, [BLANK_KEY]]
+    with pytest.raises(ValueError, match="true, shuffled, blank, none"):
+        apply_condition(rows, "random")
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_shuffle_moves_every_image_to_another_row(seed):
+    rows = [[str(i % 7)] if i % 3 else None for i in range(60)]
+    shuffled = apply_condition(rows, "shuffled", seed)
+    assert all(new != old for new, old in zip(shuffled, rows, strict=True) if old is not None)
+    assert [new is None for new in shuffled] == [old is None for old in rows]
+    assert sorted(map(str, shuffled)) == sorted(map(str, rows))
+    assert shuffled == apply_condition(rows, "shuffled", seed)
+
+
+def test_shuffle_of_one_image_only_cannot_move_it():
+    assert apply_condition([["a"], ["a"], None], "shuffled") == [["a"], ["a"], None]
+
+
+def test_cache_gives_what_the_encoder_gives(parts, tmp_path):
+    model, processor = parts
+    store = ImageStore()
+    keys = store.add_split("train", dataset_of([RED, GREEN], None, [BLUE]))
+    cache = FeatureCache(model, processor, tmp_path)
+    assert cache.add(store, store.keys(), "error") == set()
+    batch = cache.gather(keys)
+    images = [[store.load(key) for key in row] if row else None for row in keys]
+    pixels = processor.encode_images(images)
+    with torch.no_grad():
+        features, boxes = model.get_visual_features(**pixels)
+    assert torch.equal(batch["image_mask"], pixels["image_mask"])
+    torch.testing.assert_close(batch["visual_embeds"], features, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(batch["visual_boxes"], boxes)
+    text = {"input_ids": torch.tensor([[5, 6], [7, 8], [9, 10]])}
+    with torch.no_grad():
+        cached, direct = model(**text, **batch), model(**text, **pixels)
+    torch.testing.assert_close(cached.last_hidden_state, direct.last_hidden_state, rtol=1e-5, atol=1e-5)
+
+
+def test_cache_computes_only_what_is_new(parts, tmp_path):
+    model, processor = parts
+    calls = []
+    model.vision_model.register_forward_pre_hook(
+        lambda module, args, kwargs: calls.append(len(kwargs["pixel_values"])), with_kwargs=True
+    )
+    store = ImageStore()
+    first = store.add_split("train", dataset_of([RED], [GREEN]))
+    FeatureCache(model, processor, tmp_path).add(store, store.keys(), "error")
+    assert calls == [2]
+    # another run, one image more
+    second = store.add_split("test", dataset_of([GREEN], [BLUE]))
+    cache = FeatureCache(model, processor, tmp_path)
+    cache.add(store, store.keys(), "error")
+    assert calls == [2, 1]
+    assert cache.gather([first[0], second[1]])["image_mask"].tolist() == [[1], [1]]
+    FeatureCache(model, processor, tmp_path).add(store, store.keys(), "error")
+    assert calls == [2, 1]
+
+
+def test_cache_is_not_read_after_a_change(parts, tmp_path):
+    model, processor = parts
+    store = ImageStore()
+    key = store.add_split("train", dataset_of([RED]))[0][0]
+    before = FeatureCache(model, processor, tmp_path)
+    before.add(store, [key], "error")
+    other = VTFusionProcessor(ViTImageProcessorPil(size={"height": 48, "width": 48}), processor.tokenizer)
+    assert key not in FeatureCache(model, other, tmp_path)
+    assert key not in FeatureCache(model, processor, tmp_path, dtype="float16")
+    with torch.no_grad():
+        next(model.vision_model.parameters()).add_(1)
+    assert key not in FeatureCache(model, processor, tmp_path)
+
+
+def test_half_precision_cache_is_close(parts, tmp_path):
+    model, processor = parts
+    store = ImageStore()
+    keys = store.add_split("train", dataset_of([RED]))
+    caches = [FeatureCache(model, processor, tmp_path, dtype=dtype) for dtype in ("float32", "float16")]
+    for cache in caches:
+        cache.add(store, store.keys(), "error")
+    full, half = (cache.gather(keys)["visual_embeds"] for cache in caches)
+    torch.testing.assert_close(half, full, rtol=1e-2, atol=1e-2)
+    assert half.dtype == torch.float32
+
+
+def test_cache_skips_or_reports_a_bad_image(parts, tmp_path):
+    model, processor = parts
+    store = ImageStore()
+    keys = store.add_split("train", dataset_of([RED], [b"broken"]))
+    with pytest.raises(ValueError, match=r"split 'train', row 1, field `images`"):
+        FeatureCache(model, processor, tmp_path).add(store, store.keys(), "error")
+    cache = FeatureCache(model, processor, tmp_path)
+    assert cache.add(store, store.keys(), "skip_image") == {keys[1][0]}
+    assert keys[0][0] in cache and keys[1][0] not in cache
+
+
+def test_collator_pads_on_the_right_and_leaves_text_only_batches_alone(parts):
+    _, processor = parts
+    store = ImageStore()
+    key = store.add_split("train", dataset_of([RED]))[0][0]
+    windows = [
+        {"input_ids": [5, 6, 7], "attention_mask": [1, 1, 1], "labels": [-100, 1, -100], "image_keys": [key]},
+        {"input_ids": [5], "attention_mask": [1], "labels": [2], "image_keys": None},
+    ]
+    batch = FusionCollator(processor, store)(windows)
+    assert batch["input_ids"].tolist() == [[5, 6, 7], [5, 0, 0]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
+    assert batch["labels"].tolist() == [[-100, 1, -100], [2, -100, -100]]
+    assert batch["pixel_values"].shape == (2, 1, 3, 32, 32) and batch["image_mask"].tolist() == [[1], [0]]
+    assert set(FusionCollator(processor, store)(windows[1:])) == {"input_ids", "attention_mask", "labels"}

@@ -1,0 +1,177 @@
+"""The NER script from files to results, on a small synthetic sample set."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from vtfusion import VTFusionForTokenClassification, VTFusionProcessor
+from vtfusion.training.sample_data import build_sample_dataset, build_tiny_encoders
+
+SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
+
+
+@pytest.fixture(scope="module")
+def sample(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("sample")
+    dataset = build_sample_dataset(num_train=48, num_validation=16, num_test=24, image_size=32)
+    dataset.save_to_disk(str(folder / "data"))
+    build_tiny_encoders(folder, dataset, image_size=32)
+    return folder
+
+
+def run(sample: Path, output: Path, *extra: str, launcher: tuple[str, ...] = (sys.executable,)) -> dict:
+    command = [*launcher, str(SCRIPTS / "run_ner.py"), "--dataset_name", str(sample / "data")]
+    if "--model_name_or_path" not in extra:
+        command += ["--text_model", str(sample / "text"), "--vision_model", str(sample / "vision")]
+    defaults = {
+        "--output_dir": str(output),
+        "--num_train_epochs": "1",
+        "--per_device_train_batch_size": "8",
+        "--learning_rate": "1e-3",
+        "--fusion_hidden_size": "16",
+        "--logging_steps": "1",
+        "--feature_cache_dir": str(output / "features"),
+        "--use_cpu": "True",
+    }
+    for name, value in defaults.items():
+        if name not in extra:
+            command += [name, value]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*command, *extra], capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    results = json.loads((output / "results.json").read_text())
+    results["stdout"] = done.stdout
+    return results
+
+
+def losses(output: Path) -> list[float]:
+    history = json.loads((output / "trainer_state.json").read_text())["log_history"]
+    return [entry["loss"] for entry in history if "loss" in entry]
+
+
+def test_from_data_to_results(sample, tmp_path):
+    results = run(
+        sample, tmp_path, "--image_conditions", "true", "shuffled", "blank", "none", "--fusion_learning_rate", "2e-3"
+    )
+    assert set(results["test"]) == {"true", "shuffled", "blank", "none"}
+    assert all(scores["support"] == 24 for scores in results["test"].values())
+    assert "test F1 by image:  true" in results["stdout"] and "none" in results["stdout"]
+    assert "micro avg" in (tmp_path / "test_report.txt").read_text()
+    records = [json.loads(line) for line in (tmp_path / "test_predictions.jsonl").read_text().splitlines()]
+    assert len(records) == 24
+    assert all(len(r["tokens"]) == len(r["predicted_tags"]) == len(r["predicted_tags_none"]) for r in records)
+    # the folder is a model to load, with its processor and code
+    model, info = VTFusionForTokenClassification.from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"]
+    assert model.config.id2label[0] == "O" and len(model.config.id2label) == 9
+    processor = VTFusionProcessor.from_pretrained(tmp_path)
+    batch = processor(text="Mirano spoke .", return_tensors="pt")
+    assert model(**batch).logits.shape[-1] == 9
+    assert str(sample) not in (tmp_path / "config.json").read_text()
+
+
+def test_trained_encoders_and_test_alone(sample, tmp_path):
+    trained = run(sample, tmp_path / "a", "--freeze_vision", "False", "--num_fusion_layers", "2")
+    again = run(sample, tmp_path / "b", "--model_name_or_path", str(tmp_path / "a"), "--num_train_epochs", "0")
+    assert again["test"] == trained["test"]
+
+
+def test_text_only_twin_is_a_plain_token_classifier(sample, tmp_path):
+    """The same seed, data order and optimizer in a plain loop around the text encoder and a head: the same losses."""
+    from torch.nn import functional as F
+    from transformers import AutoModel, get_linear_schedule_with_warmup, set_seed
+
+    from vtfusion.training.collator import FusionCollator
+    from vtfusion.training.data import load_token_classification_dataset
+    from vtfusion.training.images import ImageStore
+    from vtfusion.training.token_classification import encode_windows
+
+    options = ["--text_only", "--weight_decay", "0", "--max_grad_norm", "1e9", "--eval_strategy", "no"]
+    options += [
+        "--load_best_model_at_end",
+        "False",
+        "--text_loss_weight",
+        "0",
+        "--train_sampling_strategy",
+        "sequential",
+    ]
+    run(sample, tmp_path, *options, "--model_name_or_path", str(no_dropout(sample, tmp_path / "start")))
+
+    start = VTFusionForTokenClassification.from_pretrained(tmp_path / "start")
+    encoder = AutoModel.from_pretrained(sample / "text", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    head = torch.nn.Linear(128, 9)
+    head.load_state_dict(start.classifier.state_dict())
+    processor = VTFusionProcessor.from_pretrained(tmp_path / "start")
+    rows = load_token_classification_dataset(str(sample / "data"))["train"]
+    windows = encode_windows(rows, processor, [None] * len(rows))
+    collate = FusionCollator(processor, ImageStore())
+    parameters = [*encoder.parameters(), *head.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.0)
+    schedule = get_linear_schedule_with_warmup(optimizer, 0, 6)
+    set_seed(0)
+    expected = []
+    for first in range(0, 48, 8):
+        batch = collate([windows[i] for i in range(first, first + 8)])
+        labels = batch.pop("labels")
+        loss = F.cross_entropy(head(encoder(**batch).last_hidden_state).flatten(0, 1), labels.flatten())
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        expected.append(loss.item())
+    assert losses(tmp_path) == pytest.approx(expected, abs=2e-4)
+
+
+def no_dropout(sample: Path, folder: Path) -> Path:
+    from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
+
+    text = AutoModel.from_pretrained(sample / "text", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    names = ["O", *(f"{p}-{t}" for t in ("PER", "LOC", "ORG", "PROD") for p in "BI")]
+    torch.manual_seed(0)
+    model = VTFusionForTokenClassification.from_vision_text_pretrained(
+        str(sample / "vision"),
+        text,
+        fusion_hidden_size=16,
+        fusion_dropout=0.0,
+        classifier_dropout=0.0,
+        text_loss_weight=0.0,
+        id2label=dict(enumerate(names)),
+        label2id={name: index for index, name in enumerate(names)},
+    )
+    model.save_pretrained(folder)
+    VTFusionProcessor(
+        AutoImageProcessor.from_pretrained(sample / "vision"), AutoTokenizer.from_pretrained(sample / "text")
+    ).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.slow
+def test_a_killed_run_resumes_to_the_same_losses(sample, tmp_path):
+    options = ["--save_strategy", "steps", "--save_steps", "3", "--eval_strategy", "steps", "--eval_steps", "3"]
+    options += ["--save_total_limit", "5"]
+    run(sample, tmp_path, *options)
+    expected = losses(tmp_path)
+    assert len(expected) == 6
+    run(sample, tmp_path, *options, "--resume_from_checkpoint", str(tmp_path / "checkpoint-3"))
+    assert losses(tmp_path) == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_metrics_of_one(sample, tmp_path):
+    start = str(no_dropout(sample, tmp_path / "start"))
+    options = ["--model_name_or_path", start, "--train_sampling_strategy", "sequential"]
+    one = run(sample, tmp_path / "one", *options)
+    launcher = (
+        sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1",
+        "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0",
+    )  # fmt: skip
+    two = run(sample, tmp_path / "two", *options, "--per_device_train_batch_size", "4", launcher=launcher)
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-3)
+    for split in ("validation", "test"):
+        for condition, scores in one[split].items():
+            assert two[split][condition] == pytest.approx(scores, abs=1e-6), (split, condition)

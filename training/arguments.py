@@ -1,0 +1,130 @@
+"""Command-line arguments that the task scripts share, for `HfArgumentParser`."""
+
+from dataclasses import dataclass, field
+
+from transformers import TrainingArguments
+
+
+@dataclass
+class ModelArguments:
+    """Which model: a VTFusion checkpoint, or two encoders to join."""
+
+    model_name_or_path: str | None = field(
+        default=None,
+        metadata={"help": "A VTFusion model to go on with: a folder or a Hub id. Else give both encoders."},
+    )
+    text_model: str | None = field(default=None, metadata={"help": "Text encoder or LLM: a folder or a Hub id."})
+    vision_model: str | None = field(default=None, metadata={"help": "Vision encoder: a folder or a Hub id."})
+    model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of `model_name_or_path`."})
+    trust_remote_code: bool = field(
+        default=False, metadata={"help": "Whether to run code that comes with the encoders. Only if you trust it."}
+    )
+    freeze_text: bool = field(default=False, metadata={"help": "Keep the text encoder as it is."})
+    freeze_vision: bool = field(
+        default=True,
+        metadata={
+            "help": "Keep the vision encoder as it is. Its features are then computed once for each image and cached."
+        },
+    )
+    fusion_hidden_size: int = field(default=256, metadata={"help": "Width of the space that text and image share."})
+    num_fusion_layers: int = field(default=1, metadata={"help": "Number of fusion layers."})
+    num_fusion_heads: int = field(default=4, metadata={"help": "Number of heads of a fusion layer."})
+    fusion_dropout: float = field(default=0.1, metadata={"help": "Dropout in the fusion layers."})
+    fusion_loss_weight: float = field(default=1.0, metadata={"help": "Weight of L_ct, the loss of text with image."})
+    text_loss_weight: float = field(default=0.5, metadata={"help": "Weight of L_t, the loss of the text alone."})
+    vision_loss_weight: float = field(
+        default=0.1, metadata={"help": "Weight of L_v, the loss of what the image positions predict."}
+    )
+    contrastive_loss_weight: float = field(
+        default=0.0, metadata={"help": "Weight of the contrastive loss between text and image."}
+    )
+    max_length: int | None = field(
+        default=None,
+        metadata={"help": "Tokens in a window; longer texts become several. By default what the text encoder takes."},
+    )
+    window_stride: int = field(default=64, metadata={"help": "Tokens that neighbouring windows share."})
+
+
+@dataclass
+class DataArguments:
+    """Which data: the same flags in every script."""
+
+    dataset_name: str | None = field(
+        default=None, metadata={"help": "A data set on the Hub, or a folder saved by `save_to_disk`."}
+    )
+    dataset_config_name: str | None = field(default=None, metadata={"help": "Its configuration."})
+    train_file: str | None = field(
+        default=None, metadata={"help": "CoNLL columns, .jsonl, .csv, .parquet, or a folder with metadata.jsonl."}
+    )
+    validation_file: str | None = field(default=None, metadata={"help": "As `train_file`."})
+    test_file: str | None = field(default=None, metadata={"help": "As `train_file`."})
+    tokens_column: str | None = field(default=None, metadata={"help": "Column of the words."})
+    tags_column: str | None = field(default=None, metadata={"help": "Column of the tags."})
+    image_column: str | None = field(default=None, metadata={"help": "Column of the image or images."})
+    image_folder: str | None = field(default=None, metadata={"help": "Folder that relative image paths start from."})
+    max_images: int = field(default=4, metadata={"help": "Images of a text beyond this number are left out."})
+    max_train_samples: int | None = field(default=None, metadata={"help": "Use only the first rows, for a try."})
+    max_eval_samples: int | None = field(default=None, metadata={"help": "The same for validation and test."})
+    text_only: bool = field(
+        default=False, metadata={"help": "Ignore all images: the text-only twin of a run with the same settings."}
+    )
+    on_bad_image: str = field(
+        default="error",
+        metadata={
+            "help": "What an unreadable image does: stop the run, or count as no image. The number is printed.",
+            "choices": ["error", "skip_image"],
+        },
+    )
+    image_conditions: list[str] = field(
+        default_factory=lambda: ["true", "none"],
+        metadata={"help": "Test with these images: any of true, shuffled, blank, none."},
+    )
+    feature_cache_dir: str | None = field(
+        default=None, metadata={"help": "Where features of a frozen vision encoder are kept between runs."}
+    )
+    feature_dtype: str = field(
+        default="float32", metadata={"help": "Number format of cached features.", "choices": ["float32", "float16"]}
+    )
+    decoding: str = field(
+        default="argmax",
+        metadata={"help": "Best tag of each word, or the best valid IOB2 sequence.", "choices": ["argmax", "viterbi"]},
+    )
+    num_proc: int | None = field(default=None, metadata={"help": "Processes that tokenize."})
+
+
+@dataclass
+class VTFusionTrainingArguments(TrainingArguments):
+    """`TrainingArguments` with the defaults of a fine-tuning run, and what fusion adds."""
+
+    output_dir: str = field(default="outputs/run", metadata={"help": "Where everything is written."})
+    # Trainer would drop the images, whose column is not an argument of `forward`.
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Must stay off: the collator needs them."})
+    fusion_learning_rate: float | None = field(
+        default=None,
+        metadata={"help": "Learning rate of the fusion part and the head, which are new. By default `learning_rate`."},
+    )
+    early_stopping_patience: int | None = field(
+        default=None, metadata={"help": "Stop after so many evaluations without a better `metric_for_best_model`."}
+    )
+    eval_strategy: str = field(default="epoch", metadata={"help": "When to evaluate: no, steps, epoch."})
+    save_strategy: str = field(default="epoch", metadata={"help": "When to save: no, steps, epoch."})
+    save_total_limit: int | None = field(default=1, metadata={"help": "Checkpoints to keep, besides the best."})
+    load_best_model_at_end: bool = field(default=True, metadata={"help": "Go back to the best checkpoint at the end."})
+    metric_for_best_model: str | None = field(default="f1", metadata={"help": "What the best checkpoint is best in."})
+    report_to: str = field(default="none", metadata={"help": "Experiment trackers."})
+    # texts of one length in a batch: less padding; transformers renamed the flag between 5.0 and 5.24
+    if "train_sampling_strategy" in TrainingArguments.__dataclass_fields__:
+        train_sampling_strategy: str = field(
+            default="group_by_length", metadata={"help": "random, sequential, group_by_length or batch_rebalance."}
+        )
+    else:
+        group_by_length: bool = field(default=True, metadata={"help": "Put texts of one length in a batch."})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.remove_unused_columns:
+            raise ValueError("`remove_unused_columns` must be False: Trainer would drop the images.")
+        if self.label_smoothing_factor:
+            raise ValueError(
+                "`label_smoothing_factor` is not supported: Trainer's loss would replace L_ct, L_t and L_v."
+            )

@@ -1,0 +1,346 @@
+"""The images of a data set: each stored once by its content, its features computed once by a frozen encoder."""
+
+import hashlib
+import json
+import os
+import random
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import torch
+from datasets import Dataset, Features, List, Value, config, load_from_disk
+from transformers import PreTrainedModel
+from transformers.utils import logging
+
+from ..modeling_vtfusion import VTFusionPreTrainedModel
+from ..processing_vtfusion import VTFusionProcessor, decode_image
+
+logger = logging.get_logger(__name__)
+
+BLANK_KEY = "blank"
+IMAGE_CONDITIONS = ("true", "shuffled", "blank", "none")
+
+RowKeys = list[str] | None
+
+
+class ImageStore:
+    """
+    The images of all splits, each once, by a key made from its bytes. A row of a data set then holds a few short keys,
+    so that windows, shuffling and feature caches never copy an image.
+
+    The key `"blank"` stands for a mid-grey image, which is in every store.
+    """
+
+    def __init__(self) -> None:
+        self._places: dict[str, str | tuple[Dataset, int, int]] = {}
+        self._path_keys: dict[str, str] = {}
+        self._first_seen: dict[str, str] = {}
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def keys(self) -> list[str]:
+        """Keys of all images, without the blank one."""
+        return list(self._places)
+
+    def where(self, key: str) -> str:
+        """The split and row in which an image occurs first, for messages."""
+        return self._first_seen.get(key, key)
+
+    def add_split(self, split: str, dataset: Dataset, max_images: int | None = None) -> list[RowKeys]:
+        """
+        Takes in the images of a split.
+
+        Args:
+            split (`str`): its name, for messages.
+            dataset (`datasets.Dataset`): with a column `images` (`List(Image(decode=False))`), or without any images.
+            max_images (`int`, *optional*): images of a row beyond this number are left out.
+
+        Returns:
+            `list[list[str] | None]`: for each row the keys of its images; `None` for a row without.
+        """
+        if "images" not in dataset.column_names:
+            return [None] * len(dataset)
+        images = dataset.select_columns(["images"])
+        rows: list[RowKeys] = []
+        progress = logging.tqdm(total=len(images), desc=f"Reading images of {split}", leave=False)
+        for index, row in enumerate(images):
+            keys = []
+            for place, image in enumerate((row["images"] or [])[:max_images]):
+                key = self._key(image, split, index)
+                if key not in self._places:
+                    self._places[key] = image["path"] if image.get("bytes") is None else (images, index, place)
+                    self._first_seen[key] = f"split '{split}', row {index}"
+                keys.append(key)
+            rows.append(keys or None)
+            progress.update()
+        progress.close()
+        return rows
+
+    def _key(self, image: dict[str, Any], split: str, index: int) -> str:
+        content, path = image.get("bytes"), image.get("path")
+        if content is not None:
+            return hashlib.sha256(content).hexdigest()
+        if path not in self._path_keys:
+            try:
+                self._path_keys[path] = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+            except OSError as error:
+                raise OSError(f"split '{split}', row {index}, field `images`: cannot read {path}: {error}") from error
+        return self._path_keys[path]
+
+    def load(self, key: str) -> PIL.Image.Image | np.ndarray:
+        """
+        The decoded image.
+
+        Raises:
+            `ValueError`: naming the split, the row and the field, if it cannot be decoded.
+        """
+        if key == BLANK_KEY:
+            return PIL.Image.new("RGB", (224, 224), (128, 128, 128))
+        place = self._places[key]
+        if isinstance(place, str):
+            image: dict[str, Any] = {"bytes": Path(place).read_bytes(), "path": place}
+        else:
+            dataset, index, position = place
+            image = dataset[index]["images"][position]
+        try:
+            return decode_image(image)
+        except ValueError as error:
+            raise ValueError(f"{self.where(key)}, field `images`: {error}") from error
+
+    def find_bad(self, on_bad_image: str, known_good: Sequence[str] = ()) -> set[str]:
+        """
+        Decodes every image once.
+
+        Args:
+            on_bad_image (`str`): `"error"` raises at the first that cannot be decoded, `"skip_image"` collects them.
+            known_good (`Sequence[str]`, *optional*): keys that need no check.
+
+        Returns:
+            `set[str]`: keys of the images that cannot be decoded.
+        """
+        bad = set()
+        for key in logging.tqdm(
+            [k for k in self._places if k not in set(known_good)], desc="Checking images", leave=False
+        ):
+            try:
+                self.load(key)
+            except ValueError as error:
+                if on_bad_image == "error":
+                    raise ValueError(
+                        f"{error}. With --on_bad_image skip_image such rows count as without image."
+                    ) from error
+                logger.warning("%s: counts as no image.", error)
+                bad.add(key)
+        return bad
+
+
+def apply_condition(rows: Sequence[RowKeys], condition: str, seed: int = 0) -> list[RowKeys]:
+    """
+    The images of each row under a test condition.
+
+    Args:
+        rows (`Sequence[list[str] | None]`): keys of the images of each row.
+        condition (`str`): `"true"` leaves them; `"shuffled"` gives each row with images those of another row, a
+            different one wherever the data has one; `"blank"` puts a grey image in the place of each; `"none"` takes
+            them away.
+        seed (`int`, *optional*, defaults to 0): of the shuffle.
+    """
+    if condition == "true":
+        return list(rows)
+    if condition == "none":
+        return [None] * len(rows)
+    if condition == "blank":
+        return [None if keys is None else [BLANK_KEY] * len(keys) for keys in rows]
+    if condition != "shuffled":
+        raise ValueError(f"`image_conditions` takes {', '.join(IMAGE_CONDITIONS)}; got {condition!r}.")
+    rng = random.Random(seed)
+    places = [index for index, keys in enumerate(rows) if keys is not None]
+    donors = places.copy()
+    rng.shuffle(donors)
+    # A shuffle leaves some rows with their own image, or with a copy of it: those swap with another row.
+    for position, place in enumerate(places):
+        if rows[donors[position]] != rows[place]:
+            continue
+        others = list(range(len(places)))
+        rng.shuffle(others)
+        for other in others:
+            if rows[donors[other]] != rows[place] and rows[donors[position]] != rows[places[other]]:
+                donors[position], donors[other] = donors[other], donors[position]
+                break
+    shuffled: list[RowKeys] = [None] * len(rows)
+    for place, donor in zip(places, donors, strict=True):
+        shuffled[place] = rows[donor]
+    return shuffled
+
+
+class FeatureCache:
+    """
+    Features of a frozen vision encoder, on disk and memory-mapped (`datasets`), one entry for each image. The folder's
+    name is a hash of the encoder's weights and configuration, of the preprocessing and of the number format; the key
+    of an entry is a hash of the image's bytes. So nothing stale is ever read, and a later run computes only what is
+    new.
+
+    Args:
+        model ([`VTFusionPreTrainedModel`]): a model whose vision encoder computes the features.
+        processor ([`VTFusionProcessor`]): prepares the images.
+        cache_dir (`str` or `os.PathLike`, *optional*): by default `vtfusion_features` in the cache of `datasets`.
+        dtype (`str`, *optional*, defaults to `"float32"`): `"float32"`, or `"float16"` for half the disk.
+    """
+
+    def __init__(
+        self,
+        model: VTFusionPreTrainedModel,
+        processor: VTFusionProcessor,
+        cache_dir: str | os.PathLike | None = None,
+        dtype: str = "float32",
+    ):
+        root = Path(cache_dir or Path(config.HF_DATASETS_CACHE) / "vtfusion_features")
+        self.model, self.processor, self.dtype = model.base_model, processor, dtype
+        self.folder = root / _fingerprint(self.model.vision_model, processor, dtype)
+        self._parts: list[Dataset] = []
+        self._index: dict[str, tuple[int, int]] = {}
+        self._shape: tuple[int, int] = (0, 0)
+        self._open()
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._index
+
+    def _open(self) -> None:
+        for folder in sorted(self.folder.glob("part-*")):
+            if any(Path(file["filename"]).is_relative_to(folder) for part in self._parts for file in part.cache_files):
+                continue
+            part = load_from_disk(str(folder))
+            number = len(self._parts)
+            self._index |= {key: (number, row) for row, key in enumerate(part["key"])}
+            self._shape = tuple(part[0]["shape"])
+            self._parts.append(part.select_columns(["features", "boxes"]).with_format("numpy"))
+
+    def add(self, store: ImageStore, keys: Sequence[str], on_bad_image: str, batch_size: int = 32) -> set[str]:
+        """
+        Computes the features of images that are not in the cache yet.
+
+        Args:
+            store ([`ImageStore`]): where the images are.
+            keys (`Sequence[str]`): the images wanted.
+            on_bad_image (`str`): `"error"` raises at an image that cannot be decoded, `"skip_image"` leaves it out.
+            batch_size (`int`, *optional*, defaults to 32): images in a call of the encoder.
+
+        Returns:
+            `set[str]`: keys of the images that cannot be decoded.
+        """
+        missing = [key for key in dict.fromkeys(keys) if key not in self]
+        bad: set[str] = set()
+        if not missing:
+            return bad
+        device = next(self.model.vision_model.parameters()).device
+
+        def rows() -> Iterator[dict[str, Any]]:
+            training = self.model.training
+            self.model.eval()
+            for start in logging.tqdm(range(0, len(missing), batch_size), desc="Vision features"):
+                images, kept = [], []
+                for key in missing[start : start + batch_size]:
+                    try:
+                        images.append([store.load(key)])
+                        kept.append(key)
+                    except ValueError as error:
+                        if on_bad_image == "error":
+                            raise
+                        logger.warning("%s: counts as no image.", error)
+                        bad.add(key)
+                if not kept:
+                    continue
+                inputs = {name: value.to(device) for name, value in self.processor.encode_images(images).items()}
+                with torch.no_grad():
+                    features, boxes = self.model.get_visual_features(**inputs)
+                for key, feature, box in zip(kept, features[:, 0].cpu(), boxes[:, 0].cpu(), strict=True):
+                    yield {
+                        "key": key,
+                        "shape": list(feature.shape),
+                        "features": feature.to(getattr(torch, self.dtype)).flatten().numpy(),
+                        "boxes": box.float().flatten().numpy(),
+                    }
+            self.model.train(training)
+
+        # An exception inside a generator of `datasets` arrives wrapped in one that says nothing: look here first.
+        part = self._write(rows(), number=len(self._parts))
+        if part is not None:
+            self._open()
+        return bad
+
+    def _write(self, rows: Iterator[dict[str, Any]], number: int) -> Path | None:
+        from datasets.arrow_writer import ArrowWriter
+
+        features = Features(
+            {
+                "key": Value("string"),
+                "shape": List(Value("int32")),
+                "features": List(Value(self.dtype)),
+                "boxes": List(Value("float32")),
+            }
+        )
+        self.folder.mkdir(parents=True, exist_ok=True)
+        temporary = self.folder / f"writing-{os.getpid()}.arrow"
+        try:
+            # row by row to disk: features of a large collection do not fit in memory
+            with ArrowWriter(features=features, path=str(temporary), writer_batch_size=64) as writer:
+                for row in rows:
+                    writer.write(row)
+                count, _ = writer.finalize()
+            if count == 0:
+                return None
+            part = self.folder / f"part-{number:05d}"
+            unfinished = self.folder / f"unfinished-{os.getpid()}"
+            Dataset.from_file(str(temporary)).save_to_disk(str(unfinished))
+            unfinished.rename(part)
+            return part
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def gather(self, rows: Sequence[RowKeys]) -> dict[str, torch.Tensor]:
+        """
+        Model inputs of a batch.
+
+        Args:
+            rows (`Sequence[list[str] | None]`): keys of the images of each row.
+
+        Returns:
+            `dict[str, torch.Tensor]`: `visual_embeds` of shape `(B, M, n, C)`, `visual_boxes` of shape `(B, M, n, 4)`
+            and `image_mask` of shape `(B, M)`; empty if no row has an image.
+        """
+        places = [(r, m, key) for r, keys in enumerate(rows) for m, key in enumerate(keys or [])]
+        if not places:
+            return {}
+        size = (len(rows), max(len(keys or []) for keys in rows))
+        count, width = self._shape
+        embeds = np.zeros((*size, count, width), dtype=np.float32)
+        boxes = np.zeros((*size, count, 4), dtype=np.float32)
+        mask = torch.zeros(size, dtype=torch.long)
+        for row, slot, key in places:
+            part, index = self._index[key]
+            entry = self._parts[part][index]
+            embeds[row, slot] = entry["features"].reshape(count, width)
+            boxes[row, slot] = entry["boxes"].reshape(count, 4)
+            mask[row, slot] = 1
+        return {
+            "visual_embeds": torch.from_numpy(embeds),
+            "visual_boxes": torch.from_numpy(boxes),
+            "image_mask": mask,
+        }
+
+
+def _fingerprint(encoder: PreTrainedModel, processor: VTFusionProcessor, dtype: str) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(encoder.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    settings = encoder.config.to_dict()
+    for name in ("_name_or_path", "transformers_version", "architectures", "dtype"):
+        settings.pop(name, None)
+    preprocessing = processor.image_processor.to_dict()
+    digest.update(json.dumps([settings, preprocessing, dtype], sort_keys=True, default=str).encode())
+    return digest.hexdigest()[:32]

@@ -1,0 +1,149 @@
+"""Entity recognition: texts to windows, predictions back to words, scores, and the file of predictions."""
+
+import json
+import os
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+from transformers import EvalPrediction
+
+from ..processing_vtfusion import TextRow, VTFusionBatch, VTFusionProcessor, read_text
+from .images import RowKeys
+from .metrics import compute_entity_metrics
+
+
+def encode_windows(
+    dataset: Dataset, processor: VTFusionProcessor, image_keys: Sequence[RowKeys], num_proc: int | None = None
+) -> Dataset:
+    """
+    Tokenizes texts into windows that fit the text encoder.
+
+    Args:
+        dataset (`datasets.Dataset`): with `tokens` and `ner_tags`.
+        processor ([`VTFusionProcessor`]): its `window_length` and `window_stride` decide the windows.
+        image_keys (`Sequence[list[str] | None]`): for each row the keys of its images in an [`ImageStore`].
+        num_proc (`int`, *optional*): processes to use.
+
+    Returns:
+        `datasets.Dataset`: a row per window with `input_ids`, `attention_mask`, `labels`, `word_positions` (see
+        [`VTFusionBatch`]), `row` (the text it is a part of), `length` and `image_keys`.
+    """
+
+    def encode(batch: dict[str, list], indices: list[int]) -> dict[str, list]:
+        windows = processor.encode_text(batch["tokens"], word_labels=batch["ner_tags"])
+        rows = [indices[row] for row in windows["row"]]
+        return {
+            **windows,
+            "row": rows,
+            "length": [len(ids) for ids in windows["input_ids"]],
+            "image_keys": [image_keys[row] for row in rows],
+        }
+
+    return dataset.map(
+        encode,
+        batched=True,
+        with_indices=True,
+        remove_columns=dataset.column_names,
+        num_proc=num_proc,
+        # A cached result would outlive a change of the processor's code.
+        load_from_cache_file=False,
+        desc="Tokenizing",
+    )
+
+
+def with_image_keys(windows: Dataset, image_keys: Sequence[RowKeys]) -> Dataset:
+    """The same windows with other images for their rows."""
+    feature = windows.features["image_keys"]
+    keys = [image_keys[row] for row in windows["row"]]
+    return windows.remove_columns("image_keys").add_column("image_keys", keys, feature=feature)
+
+
+class WordEvaluator:
+    """
+    Scores windows by the words they were made from. Its call is what `Trainer` takes as `compute_metrics`.
+
+    Args:
+        dataset (`datasets.Dataset`): the texts, with `tokens` and `ner_tags`.
+        windows (`datasets.Dataset`): made from it by [`encode_windows`], in the order in which they are predicted.
+        processor ([`VTFusionProcessor`]): puts windows back together.
+        decoding (`str`, *optional*, defaults to `"argmax"`): or `"viterbi"`.
+    """
+
+    def __init__(self, dataset: Dataset, windows: Dataset, processor: VTFusionProcessor, decoding: str = "argmax"):
+        self.processor, self.decoding = processor, decoding
+        self.label_names = dataset.features["ner_tags"].feature.names
+        self.references = [[self.label_names[tag] for tag in tags] for tags in dataset["ner_tags"]]
+        self.rows: list[TextRow] = [read_text(tokens, row) for row, tokens in enumerate(dataset["tokens"])]
+        self.row_of_window: list[int] = list(windows["row"])
+        self.word_positions: list[list[int]] = list(windows["word_positions"])
+
+    @property
+    def id2label(self) -> dict[int, str]:
+        return dict(enumerate(self.label_names))
+
+    def gather(
+        self, predictions: tuple[np.ndarray, np.ndarray], image_keys: Sequence[RowKeys] | None = None
+    ) -> tuple[SimpleNamespace, VTFusionBatch]:
+        """Outputs and batch of the whole split, for the processor's `post_process_…` methods."""
+        logits, gates = (torch.from_numpy(np.asarray(array)) for array in predictions)
+        positions = np.full(logits.shape[:2], -1)
+        for window, values in enumerate(self.word_positions):
+            positions[window, : len(values)] = values
+        data = {}
+        if image_keys is not None:
+            data["image_mask"] = torch.tensor([[int(bool(image_keys[row]))] for row in self.row_of_window])
+        batch = VTFusionBatch(data, rows=self.rows, row_of_window=self.row_of_window, word_positions=positions)
+        return SimpleNamespace(logits=logits, fusion_gate=gates), batch
+
+    def predict_tags(self, predictions: tuple[np.ndarray, np.ndarray]) -> list[list[str]]:
+        """One IOB2 tag for every word of every text."""
+        outputs, batch = self.gather(predictions)
+        return self.processor.predict_word_labels(outputs, batch, self.id2label, self.decoding)
+
+    def score(self, tags: Sequence[Sequence[str]]) -> dict[str, float | int]:
+        """Strict entity scores of these tags, see [`compute_entity_metrics`]."""
+        return compute_entity_metrics(tags, self.references)
+
+    def __call__(self, prediction: EvalPrediction) -> dict[str, float | int]:
+        return self.score(self.predict_tags(prediction.predictions))
+
+    def write(
+        self,
+        path: str | os.PathLike,
+        predictions: tuple[np.ndarray, np.ndarray],
+        image_keys: Sequence[RowKeys],
+        **other_tags: Sequence[Sequence[str]],
+    ) -> None:
+        """
+        Writes a JSON line for each text: its words, true and predicted tags, and entities with score, character
+        offsets and gate.
+
+        Args:
+            path (`str` or `os.PathLike`): the file.
+            predictions (`tuple[np.ndarray, np.ndarray]`): logits and gates of the windows.
+            image_keys (`Sequence[list[str] | None]`): the images of each text, of which the number is written.
+            other_tags (`Sequence[Sequence[str]]`, *optional*): further columns, such as the tags without an image.
+        """
+        outputs, batch = self.gather(predictions, image_keys)
+        entities = self.processor.post_process_token_classification(outputs, batch, self.id2label, self.decoding)
+        tags = self.predict_tags(predictions)
+        with open(path, "w", encoding="utf-8") as file:
+            for index, row in enumerate(self.rows):
+                record: dict[str, Any] = {
+                    "row": index,
+                    "tokens": row.words,
+                    "num_images": len(image_keys[index] or []),
+                    "ner_tags": self.references[index],
+                    "predicted_tags": tags[index],
+                    **{name: list(values[index]) for name, values in other_tags.items()},
+                    # the image region needs attention maps, which are too large to keep for a whole split
+                    "entities": [
+                        {name: value for name, value in entity.items() if name != "image_region"}
+                        for entity in entities[index]
+                    ],
+                }
+                file.write(json.dumps(record, ensure_ascii=False) + "\n")
