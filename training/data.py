@@ -1,0 +1,726 @@
+"""Token-classification data from the Hub or from files, always in the same columns: `tokens`, `ner_tags`, `images`."""
+
+import ast
+import json
+import logging
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from datasets import (
+    ClassLabel,
+    Dataset,
+    DatasetDict,
+    DatasetInfo,
+    Features,
+    Image,
+    List,
+    Value,
+    concatenate_datasets,
+    load_dataset,
+    load_from_disk,
+)
+from datasets.exceptions import DatasetGenerationError
+
+from .tags import SCHEMES, detect_scheme, find_stray_inside_tags, iob2_label_names, split_tag, to_iob2
+
+logger = logging.getLogger(__name__)
+
+# `datasets` names cached results after the functions of an installed package, not after their code: raise this number
+# whenever what the functions below return changes, or people go on with results of the version before.
+_CACHE_VERSION = 1
+
+_TOKENS_COLUMNS = ("tokens", "words", "token")
+_TAGS_COLUMNS = ("ner_tags", "tags", "labels", "ner")
+_IMAGE_COLUMNS = ("images", "image")
+_METADATA_FILES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+_FORMATS = "CoNLL columns, .jsonl, .json, .csv, .parquet, or a folder with metadata.jsonl"
+_CONLL_ENDINGS = (".conll", ".txt", ".tsv", ".bio", ".iob", ".iob2", "")
+
+
+@dataclass
+class _Source:
+    """One split as it was read, before its columns get their names."""
+
+    dataset: Dataset
+    where: str  # for messages: split and file
+    folder: str | None  # what relative image paths start from
+    image_columns: tuple[str, ...] = _IMAGE_COLUMNS
+
+    def __post_init__(self) -> None:
+        if len(self.dataset) == 0:
+            raise ValueError(f"{self.where} has no rows.")
+        self.dataset = self.dataset.with_format(None)  # a saved data set remembers its format, such as "torch"
+
+
+def load_token_classification_dataset(
+    dataset_name: str | None = None,
+    dataset_config_name: str | None = None,
+    train_file: str | os.PathLike | None = None,
+    validation_file: str | os.PathLike | None = None,
+    test_file: str | os.PathLike | None = None,
+    tokens_column: str | None = None,
+    tags_column: str | None = None,
+    image_column: str | None = None,
+    label_names: Sequence[str] | None = None,
+    tag_scheme: str | None = None,
+    image_folder: str | os.PathLike | None = None,
+    revision: str | None = None,
+    cache_dir: str | os.PathLike | None = None,
+) -> DatasetDict:
+    """
+    Loads a data set of words, entity tags and, where there are any, images. No image is opened here; that the files
+    exist is checked for all rows.
+
+    Files are told apart by their ending: `.jsonl`/`.json`, `.csv`, `.parquet`; a folder is read by its
+    `metadata.jsonl` (or `.csv`, `.parquet`) or as saved by `Dataset.save_to_disk`; all else is CoNLL columns. In a
+    CoNLL file the first column is `tokens`, the last `ner_tags`, those between `column_1`, `column_2` … (`pos_tags` and
+    `chunk_tags` if there are four); `-DOCSTART-` lines are left out, and an `IMGID:` line before a sentence, as in the
+    Twitter-2015/2017 sets, becomes the column `image_id`. In a CSV file a cell holds the words with spaces between
+    them, or a list as JSON.
+
+    Args:
+        dataset_name (`str`, *optional*):
+            A data set on the Hub, or a folder saved by `DatasetDict.save_to_disk`.
+        dataset_config_name (`str`, *optional*):
+            Its configuration.
+        train_file, validation_file, test_file (`str` or `os.PathLike`, *optional*):
+            Files or folders, instead of `dataset_name`.
+        tokens_column (`str`, *optional*):
+            Column with the list of words. Found by itself if it is called `tokens`, `words` or `token`.
+        tags_column (`str`, *optional*):
+            Column with the tags, one for each word: strings, or integers. Found by itself if it is called `ner_tags`,
+            `tags`, `labels` or `ner`.
+        image_column (`str`, *optional*):
+            Column with the image or the list of images of a row: a path, `{"bytes", "path"}`, or an `Image` feature.
+            Null, `""` and an empty list mean no image. Found by itself if it is called `images` or `image`.
+        label_names (`Sequence[str]`, *optional*):
+            What the integers in the tags column mean, where the file does not say. For tags that are strings: the
+            labels and their order, for instance those of a trained model.
+        tag_scheme (`str`, *optional*):
+            `"IOB1"`, `"IOB2"`, `"BIOES"` or `"BILOU"`. Detected by default.
+        image_folder (`str` or `os.PathLike`, *optional*):
+            What relative image paths start from, if not the folder of the file. For CoNLL files with `IMGID:` lines:
+            the folder with the images, each named after its id.
+        revision (`str`, *optional*):
+            Branch, tag or commit of the data set on the Hub.
+        cache_dir (`str` or `os.PathLike`, *optional*):
+            Where `datasets` keeps what it has read.
+
+    Returns:
+        `DatasetDict`: Each split has `tokens` (`List(Value("string"))`), `ner_tags` (`List(ClassLabel)`, IOB2, with the
+        same labels in the same order in all splits), `images` (`List(Image(decode=False))`, `None` for a row without;
+        only if any split has images), and the other columns as they were. `O` and the labels of a `ClassLabel` or of
+        `label_names` keep their order; else the entity types are sorted. A stray `I-` (see
+        [`~training.tags.find_stray_inside_tags`]) and labels that do not occur in the training split are reported by a
+        warning and kept.
+
+    Raises:
+        `ValueError`: A column, a row or a line is not as described; file, row and field are named.
+        `FileNotFoundError`: A data or image file does not exist.
+
+    Example:
+
+    ```python
+    >>> from vtfusion.training.data import load_token_classification_dataset
+
+    >>> dataset = load_token_classification_dataset(train_file="train.jsonl", validation_file="dev.conll")  # doctest: +SKIP
+    >>> dataset["train"].features["ner_tags"].feature.names  # doctest: +SKIP
+    ['O', 'B-LOC', 'I-LOC', 'B-PER', 'I-PER']
+    ```
+    """
+    given = {"train": train_file, "validation": validation_file, "test": test_file}
+    files = {split: os.fspath(file) for split, file in given.items() if file is not None}
+    if (dataset_name is None) == (not files):
+        raise ValueError("Give either `dataset_name` or at least one of `train_file`, `validation_file`, `test_file`.")
+    if tag_scheme is not None and tag_scheme.upper() not in SCHEMES:
+        raise ValueError(f"Unknown `tag_scheme` {tag_scheme!r}. Known ones: {', '.join(SCHEMES)}.")
+    cache = None if cache_dir is None else os.fspath(cache_dir)
+    image_base = None if image_folder is None else os.path.abspath(os.path.expanduser(image_folder))
+    if image_base is not None and not os.path.isdir(image_base):
+        raise FileNotFoundError(f"The `image_folder` {image_base} is not a folder.")
+
+    if dataset_name is not None:
+        sources = _load_named(dataset_name, dataset_config_name, revision, cache)
+    else:
+        sources = {split: _load_file(file, split, image_base, cache) for split, file in files.items()}
+
+    texts: dict[str, Dataset] = {}
+    images: dict[str, Dataset | None] = {}
+    rest: dict[str, Dataset] = {}
+    declared: list[str] = [] if label_names is None else list(label_names)
+    for split, source in sources.items():
+        columns = source.dataset.column_names
+        tokens = _find_column("tokens_column", tokens_column, _TOKENS_COLUMNS, source)
+        tags = _find_column("tags_column", tags_column, _TAGS_COLUMNS, source)
+        if tokens is None or tags is None or tokens == tags:
+            wanted = "`tokens_column` and `tags_column`"
+            if tokens is None and tags is not None:
+                wanted = "`tokens_column`"
+            elif tags is None and tokens is not None:
+                wanted = "`tags_column`"
+            raise ValueError(
+                f"{source.where}: say with {wanted} which of these columns to read: {', '.join(columns)}."
+            )
+        image = _find_column("image_column", image_column, source.image_columns, source, needed=False)
+
+        class_names = _class_label_names(source.dataset.features[tags])
+        if label_names is None and class_names is not None:
+            declared += [name for name in class_names if name not in declared]
+        texts[split] = _read_texts(source, tokens, tags, class_names or label_names)
+        images[split] = None if image is None else _read_images(source, image, image_base)
+
+        used = {tokens, tags, image}
+        clashing = [name for name in ("tokens", "ner_tags", "images") if name in columns and name not in used]
+        if clashing:
+            logger.warning("%s: column %s is replaced by the one you named.", source.where, ", ".join(clashing))
+        rest[split] = source.dataset.select_columns([c for c in columns if c not in used and c not in clashing])
+
+    texts = _to_class_labels(texts, sources, declared, fixed=label_names is not None, scheme=tag_scheme)
+    has_images = any(part is not None for part in images.values())
+    result = DatasetDict()
+    for split, source in sources.items():
+        parts = [texts[split]]
+        if has_images:
+            part = images[split]
+            if part is None:
+                logger.warning("%s has no image column: its rows are without image.", source.where)
+                part = _no_images(len(texts[split]))
+            parts.append(part)
+        if rest[split].column_names:
+            parts.append(rest[split])
+        # Side by side instead of one `map` over all: the columns we do not touch are not copied.
+        result[split] = concatenate_datasets(parts, axis=1, split=source.dataset.split)
+    return result
+
+
+# Reading: what is given -> one `_Source` for each split
+
+
+def _load_named(name: str, config: str | None, revision: str | None, cache_dir: str | None) -> dict[str, _Source]:
+    folder = os.path.abspath(os.path.expanduser(name)) if os.path.isdir(os.path.expanduser(name)) else None
+    if folder is not None and os.path.isfile(os.path.join(folder, "dataset_dict.json")):
+        loaded = load_from_disk(folder)
+    elif folder is not None and os.path.isfile(os.path.join(folder, "state.json")):
+        raise ValueError(f"{folder} holds a single saved split: give it as `train_file` (or one of its siblings).")
+    else:
+        loaded = load_dataset(name, config, revision=revision, cache_dir=cache_dir)
+    return {split: _Source(part, f"{split} split of {name}", folder) for split, part in loaded.items()}
+
+
+def _load_file(file: str, split: str, image_base: str | None, cache_dir: str | None) -> _Source:
+    path = os.path.abspath(os.path.expanduser(file))
+    image_columns: tuple[str, ...] = _IMAGE_COLUMNS
+    if os.path.isdir(path):
+        if os.path.isfile(os.path.join(path, "dataset_dict.json")):
+            raise ValueError(f"{path} holds a saved `DatasetDict` with its splits: give it as `dataset_name`.")
+        if os.path.isfile(os.path.join(path, "state.json")):
+            return _Source(load_from_disk(path), f"{split} split ({path})", path)
+        found = [name for name in _METADATA_FILES if os.path.isfile(os.path.join(path, name))]
+        if not found:
+            raise FileNotFoundError(
+                f"The folder {path} given for the {split} split has none of {', '.join(_METADATA_FILES)}, and was not "
+                "saved by `Dataset.save_to_disk`."
+            )
+        path = os.path.join(path, found[0])
+        image_columns += ("file_name", "file_names")  # the names that `datasets` gives them in such a folder
+    elif not os.path.isfile(path):
+        raise FileNotFoundError(f"The file {path} given for the {split} split does not exist.")
+
+    ending = os.path.splitext(path)[1].lower()
+    if os.path.getsize(path) == 0:
+        raise ValueError(f"{path} is empty.")
+    if ending in (".jsonl", ".json"):
+        dataset = _load_packaged("json", path, split, cache_dir)
+    elif ending == ".csv":
+        # Without this, the word "NA" and its like would become null.
+        dataset = _load_packaged("csv", path, split, cache_dir, keep_default_na=False)
+    elif ending == ".parquet":
+        dataset = _load_packaged("parquet", path, split, cache_dir)
+    elif ending in _CONLL_ENDINGS or not _looks_binary(path):
+        dataset = _load_conll(path, split, image_base, cache_dir)
+    else:
+        raise ValueError(f"{path} is not a text file, and {ending!r} is none of .jsonl, .json, .csv, .parquet.")
+    return _Source(dataset, f"{split} split ({path})", os.path.dirname(path), image_columns)
+
+
+def _looks_binary(path: str) -> bool:
+    with open(path, "rb") as file:
+        return b"\0" in file.read(4096)
+
+
+def _load_packaged(builder: str, path: str, split: str, cache_dir: str | None, **kwargs: Any) -> Dataset:
+    try:
+        # One file at a time, since `datasets` would want the same columns in all splits. The brackets keep a path with
+        # `[` or `*` in it from being read as a pattern.
+        pattern = re.sub(r"([\[*?])", r"[\1]", path)
+        return load_dataset(builder, data_files={split: [pattern]}, split=split, cache_dir=cache_dir, **kwargs)
+    except (DatasetGenerationError, ValueError) as error:
+        if path.endswith(".jsonl"):
+            _check_json_lines(path)
+        raise ValueError(f"{path} cannot be read as {builder}: {error.__cause__ or error}") from error
+
+
+def _check_json_lines(path: str) -> None:
+    with open(path, encoding="utf-8", errors="replace") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                row = json.loads(line) if line.strip() else {}
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{path}, line {number}: not valid JSON: {error}") from None
+            if not isinstance(row, dict):
+                raise ValueError(f"{path}, line {number}: expected a JSON object, got {type(row).__name__}.")
+
+
+# CoNLL columns. The `conll` builder of `datasets` fills lines that are too short and cuts those that are too long
+# without a word, splits at any Unicode space (tweets have them inside words), and has no answer to `IMGID:` lines.
+
+
+def _load_conll(path: str, split: str, image_base: str | None, cache_dir: str | None) -> Dataset:
+    columns, delimiter, has_image_ids = _look_into_conll(path)
+    features = Features({name: List(Value("string")) for name in columns})
+    if has_image_ids:
+        features["image_id"] = Value("string")
+    stat = os.stat(path)
+    try:
+        dataset = Dataset.from_generator(
+            _conll_sentences,
+            features=features,
+            cache_dir=cache_dir,
+            split=split,
+            gen_kwargs={
+                "path": path,
+                "columns": tuple(columns),  # a list would be taken for shards
+                "delimiter": delimiter,
+                "has_image_ids": has_image_ids,
+                # Not read by the generator: a changed file must not be taken from the cache.
+                "version": (_CACHE_VERSION, stat.st_size, stat.st_mtime_ns),
+            },
+        )
+    except DatasetGenerationError as error:
+        if isinstance(error.__cause__, ValueError):
+            raise error.__cause__ from None
+        raise
+    if has_image_ids and image_base is not None:
+        names = {os.path.splitext(entry.name)[0]: entry.name for entry in os.scandir(image_base)}
+        dataset = dataset.add_column(
+            "image", [id_ if id_ is None else names.get(id_, f"{id_}.jpg") for id_ in dataset["image_id"]]
+        )
+    return dataset
+
+
+def _conll_lines(path: str) -> Iterator[tuple[int, str]]:
+    """Yields (line number, line), an empty line for every kind of blank one, without `-DOCSTART-` lines."""
+    with open(path, encoding="utf-8-sig") as file:
+        try:
+            for number, line in enumerate(file, 1):
+                line = line.rstrip("\n")
+                if not line.startswith("-DOCSTART-"):
+                    yield number, line if line.strip(" \t") else ""
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path} is not UTF-8 text ({error}). Formats: {_FORMATS}.") from None
+
+
+def _conll_fields(line: str, delimiter: str) -> list[str]:
+    return line.split("\t") if delimiter == "\t" else re.split("[ \t]+", line.strip(" \t"))
+
+
+def _is_image_id(line: str) -> bool:
+    return line.startswith("IMGID:")
+
+
+def _look_into_conll(path: str) -> tuple[list[str], str, bool]:
+    """Finds the names of the columns, the delimiter, and whether sentences have image ids."""
+    first = None
+    has_image_ids = False
+    for number, line in _conll_lines(path):
+        has_image_ids = has_image_ids or _is_image_id(line)
+        if first is None and line and not _is_image_id(line) and not line.startswith("# "):
+            first = number, line
+    if first is None:
+        raise ValueError(f"{path} has no sentence in it.")
+    number, line = first
+    delimiter = "\t" if "\t" in line else " "
+    n_columns = len(_conll_fields(line, delimiter))
+    if n_columns < 2:
+        raise ValueError(
+            f"{path}, line {number}: expected a word and its tag with a tab or spaces between them, got "
+            f"{_shorten(line)}. Formats: {_FORMATS}."
+        )
+    middle = ["pos_tags", "chunk_tags"] if n_columns == 4 else [f"column_{i}" for i in range(1, n_columns - 1)]
+    return ["tokens", *middle, "ner_tags"], delimiter, has_image_ids
+
+
+def _conll_sentences(
+    path: str, columns: tuple[str, ...], delimiter: str, has_image_ids: bool, version: tuple
+) -> Iterator[dict]:
+    sentence: list[list[str]] = []
+    image_id = None
+
+    def example() -> dict:
+        row: dict[str, Any] = dict(zip(columns, map(list, zip(*sentence, strict=True)), strict=True))
+        return {**row, "image_id": image_id} if has_image_ids else row
+
+    for number, line in _conll_lines(path):
+        if not line:
+            if sentence:
+                yield example()
+                sentence, image_id = [], None
+            continue
+        if _is_image_id(line):
+            if sentence:  # the blank line between two sentences was left out
+                yield example()
+                sentence = []
+            image_id = line.removeprefix("IMGID:").strip()
+            continue
+        fields = _conll_fields(line, delimiter)
+        if len(fields) != len(columns):
+            if line.startswith("# ") and not sentence:  # a comment, as in the MultiCoNER and WNUT files
+                continue
+            raise ValueError(
+                f"{path}, line {number}: expected {len(columns)} columns with "
+                f"{'a tab' if delimiter == chr(9) else 'spaces'} between them, as in the first sentence, got "
+                f"{len(fields)}: {_shorten(line)}"
+            )
+        sentence.append(fields)
+    if sentence:
+        yield example()
+
+
+def _shorten(value: Any, length: int = 80) -> str:
+    text = repr(value)
+    return text if len(text) <= length else text[: length - 1] + "…"
+
+
+# Columns
+
+
+def _find_column(
+    argument: str, wanted: str | None, known: tuple[str, ...], source: _Source, needed: bool = True
+) -> str | None:
+    columns = source.dataset.column_names
+    if wanted is not None:
+        if wanted not in columns:
+            raise ValueError(f"{source.where} has no column {wanted!r} (`{argument}`). It has: {', '.join(columns)}.")
+        return wanted
+    found = [name for name in known if name in columns]
+    # Our own name for the words and the tags wins; between `image` and `images` nothing says which one is meant.
+    if len(found) > 1 and not (needed and found[0] == known[0]):
+        raise ValueError(f"{source.where} has the columns {' and '.join(found)}: say which one with `{argument}`.")
+    return found[0] if found else None
+
+
+def _class_label_names(feature: Any) -> list[str] | None:
+    inner = getattr(feature, "feature", None)
+    return list(inner.names) if isinstance(inner, ClassLabel) else None
+
+
+# Words and tags
+
+
+def _read_texts(source: _Source, tokens: str, tags: str, names: Sequence[str] | None) -> Dataset:
+    part = source.dataset.select_columns([tokens, tags])
+    if _class_label_names(part.features[tags]) is None and _holds_integers(part.features[tags]) and not names:
+        raise ValueError(
+            f"{source.where}: the tags in column {tags!r} are integers. Say what they mean with `label_names`, in "
+            "order, as in O,B-PER,I-PER."
+        )
+    return part.map(
+        _words_and_tags,
+        batched=True,
+        with_indices=True,
+        remove_columns=[tokens, tags],
+        features=Features({"tokens": List(Value("string")), "ner_tags": List(Value("string"))}),
+        fn_kwargs={
+            "tokens_column": tokens,
+            "tags_column": tags,
+            "names": None if names is None else list(names),
+            "where": source.where,
+            "version": _CACHE_VERSION,
+        },
+        desc="Reading words and tags",
+    )
+
+
+def _holds_integers(feature: Any) -> bool:
+    inner = getattr(feature, "feature", None)
+    return isinstance(inner, Value) and "int" in inner.dtype
+
+
+def _words_and_tags(
+    batch: dict[str, list],
+    indices: list[int],
+    tokens_column: str,
+    tags_column: str,
+    names: list[str] | None,
+    where: str,
+    version: int,
+) -> dict[str, list]:
+    """Rows of any accepted form → lists of words and lists of tags, both strings, checked."""
+    all_words, all_tags = [], []
+    for row, words, tags in zip(indices, batch[tokens_column], batch[tags_column], strict=True):
+        words = _as_list(words, f"{where}, row {row}, column {tokens_column!r}", "words")
+        tags = _as_list(tags, f"{where}, row {row}, column {tags_column!r}", "tags")
+        for position, word in enumerate(words):
+            if not isinstance(word, str):
+                raise ValueError(
+                    f"{where}, row {row}, column {tokens_column!r}: expected strings, got {_shorten(word)} "
+                    f"({type(word).__name__}) at position {position}."
+                )
+        if not words:
+            raise ValueError(
+                f"{where}, row {row}, column {tokens_column!r}: there are no words. Leave such rows out of the data."
+            )
+        if len(words) != len(tags):
+            raise ValueError(
+                f"{where}, row {row}: {len(words)} words in column {tokens_column!r} but {len(tags)} tags in column "
+                f"{tags_column!r}; there must be one tag for each word. The words begin {_shorten(words)}."
+            )
+        all_words.append(words)
+        all_tags.append(_tag_names(tags, names, f"{where}, row {row}, column {tags_column!r}"))
+    return {"tokens": all_words, "ner_tags": all_tags}
+
+
+def _as_list(value: Any, place: str, what: str) -> list:
+    if isinstance(value, list):
+        return value
+    if not isinstance(value, str):
+        raise ValueError(f"{place}: expected a list of {what}, got {_shorten(value)}.")
+    # CSV has no lists: a cell is a JSON list, the same as Python prints it, or words with spaces between them.
+    if value.startswith(('["', "['")) and value.endswith("]"):
+        for parse in (json.loads, ast.literal_eval):
+            try:
+                parsed = parse(value)
+            except (ValueError, SyntaxError):
+                continue
+            if isinstance(parsed, list):
+                return parsed
+    return value.split()
+
+
+def _tag_names(tags: list, names: list[str] | None, place: str) -> list[str]:
+    """Tags as they came, strings or integers → strings that are entity tags."""
+    result = []
+    for position, tag in enumerate(tags):
+        if isinstance(tag, int) and not isinstance(tag, bool):
+            if names is None:
+                raise ValueError(
+                    f"{place}, position {position}: the tag is the integer {tag}. Say what integers mean with "
+                    "`label_names`."
+                )
+            if not 0 <= tag < len(names):
+                raise ValueError(
+                    f"{place}, position {position}: the tag is {tag}, but there are {len(names)} label names."
+                )
+            tag = names[tag]
+        if not isinstance(tag, str):
+            raise ValueError(f"{place}, position {position}: expected a tag such as 'B-PER', got {_shorten(tag)}.")
+        try:
+            split_tag(tag)
+        except ValueError as error:
+            raise ValueError(f"{place}, position {position}: {error}") from None
+        result.append(tag)
+    return result
+
+
+def _tag_sequences(texts: Iterable[Dataset]) -> Iterator[list[str]]:
+    for text in texts:
+        for batch in text.select_columns(["ner_tags"]).iter(batch_size=1000):
+            yield from batch["ner_tags"]
+
+
+def _unique_tags(text: Dataset) -> list:
+    """Tags that occur, as they are stored: strings before, label indices after the conversion."""
+    chunks = [chunk.flatten() for chunk in text.data.column("ner_tags").chunks]
+    return pc.unique(pa.chunked_array(chunks)).to_pylist()
+
+
+def _to_class_labels(
+    texts: dict[str, Dataset], sources: dict[str, _Source], declared: list[str], fixed: bool, scheme: str | None
+) -> dict[str, Dataset]:
+    """Tags as strings of any scheme → `ClassLabel` of IOB2, the same in all splits."""
+    scheme = (scheme or detect_scheme(_tag_sequences(texts.values()))).upper()
+    used_types = {split_tag(tag)[1] for text in texts.values() for tag in _unique_tags(text)} - {""}
+    labels = _label_list(declared, used_types, fixed)
+
+    converted = {}
+    for split, text in texts.items():
+        where = sources[split].where
+        converted[split] = text.map(
+            _label_indices,
+            batched=True,
+            with_indices=True,
+            features=Features({"tokens": List(Value("string")), "ner_tags": List(ClassLabel(names=labels))}),
+            fn_kwargs={"labels": labels, "scheme": scheme, "where": where, "version": _CACHE_VERSION},
+            desc="Converting tags to IOB2",
+        )
+        # Counted here, not in the function above: what `map` takes from its cache would not be reported again.
+        stray = find_stray_inside_tags(_tag_sequences([text]), scheme)
+        if stray.count:
+            logger.warning(
+                "%s: %d tags continue an entity that is not there and are read as its beginning; the first is %s in "
+                "row %d, position %d.",
+                where,
+                stray.count,
+                stray.tag,
+                stray.row,
+                stray.position,
+            )
+
+    known = set(_unique_tags(converted["train"])) if "train" in converted else None
+    for split, text in converted.items():
+        unseen = [] if known is None else sorted(set(_unique_tags(text)) - known)
+        if unseen:
+            logger.warning(
+                "%s: no row of the train split has the labels %s.",
+                sources[split].where,
+                ", ".join(labels[i] for i in unseen),
+            )
+    return converted
+
+
+def _label_list(declared: list[str], used_types: set[str], fixed: bool) -> list[str]:
+    if not declared:
+        return iob2_label_names(sorted(used_types))
+    prefixes, types = set(), []
+    for name in declared:
+        try:
+            prefix, entity_type = split_tag(name)
+        except ValueError:  # such as a padding label: harmless where no word has it
+            continue
+        prefixes.add(prefix)
+        types += [entity_type] if entity_type else []
+    if prefixes & set("ESLU"):
+        return iob2_label_names([*types, *sorted(used_types)])
+    if fixed:
+        return declared
+    return [*declared, *(name for name in iob2_label_names(sorted(used_types)) if name not in declared)]
+
+
+def _label_indices(
+    batch: dict[str, list], indices: list[int], labels: list[str], scheme: str, where: str, version: int
+) -> dict[str, list]:
+    index_of = {label: i for i, label in enumerate(labels)}
+    rows = []
+    for row, tags in zip(indices, batch["ner_tags"], strict=True):
+        try:
+            rows.append([index_of[tag] for tag in to_iob2(tags, scheme, row)])
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from None
+        except KeyError as error:
+            raise ValueError(f"{where}, row {row}: the label {error} is not among the `label_names`.") from None
+    return {"ner_tags": rows}
+
+
+# Images
+
+
+def _image_features() -> Features:
+    return Features({"images": List(Image(decode=False))})
+
+
+def _no_images(n_rows: int) -> Dataset:
+    return Dataset.from_dict({"images": [None] * n_rows}, features=_image_features())
+
+
+def _read_images(source: _Source, column: str, image_base: str | None) -> Dataset:
+    part = source.dataset.select_columns([column])
+    feature = part.features[column]
+    folder = image_base or source.folder
+    stored = isinstance(feature, Image) or (isinstance(feature, List) and isinstance(feature.feature, Image))
+    if stored:
+        # `cast_column` would write a list of images anew only to note that they are not to be decoded.
+        raw = Image(decode=False) if isinstance(feature, Image) else List(Image(decode=False))
+        part = Dataset(part.data, info=DatasetInfo(features=Features({column: raw})), split=part.split)
+    if isinstance(feature, List) and stored and _is_clean(part, column):
+        # Images that are in the data already: take the column as it is instead of copying gigabytes.
+        part = part.rename_column(column, "images") if column != "images" else part
+    else:
+        part = part.map(
+            _image_lists,
+            batched=True,
+            batch_size=100,  # rows may hold the bytes of whole images
+            writer_batch_size=100,
+            with_indices=True,
+            remove_columns=[column],
+            features=_image_features(),
+            fn_kwargs={"column": column, "folder": folder, "where": source.where, "version": _CACHE_VERSION},
+            desc="Reading image paths",
+        )
+    _check_image_files(part, f"{source.where}, column {column!r}")
+    return part
+
+
+def _image_items(dataset: Dataset, column: str) -> Iterator[tuple[pa.Array, pa.Array]]:
+    """Yields (bytes, path) of all images, a chunk at a time and without copying them."""
+    for chunk in dataset.data.column(column).chunks:
+        content, path = chunk.flatten().flatten()
+        yield content, path
+
+
+def _is_clean(dataset: Dataset, column: str) -> bool:
+    """Whether lists of images need no rewriting: no empty list, no null in a list, no relative path, no URL."""
+    if any(pc.any(pc.equal(pc.list_value_length(c), 0)).as_py() for c in dataset.data.column(column).chunks):
+        return False
+    for content, path in _image_items(dataset, column):
+        bare = path.filter(content.is_null())
+        if not all(p is not None and os.path.isabs(p) for p in bare.unique().to_pylist()):
+            return False
+    return True
+
+
+def _image_lists(
+    batch: dict[str, list], indices: list[int], column: str, folder: str | None, where: str, version: int
+) -> dict[str, list]:
+    rows = []
+    for row, value in zip(indices, batch[column], strict=True):
+        place = f"{where}, row {row}, column {column!r}"
+        items = [_image_item(item, folder, place) for item in (value if isinstance(value, list) else [value])]
+        rows.append([item for item in items if item is not None] or None)
+    return {"images": rows}
+
+
+def _image_item(value: Any, folder: str | None, place: str) -> dict[str, Any] | None:
+    content, path = None, value
+    if isinstance(value, bytes):
+        content, path = value, None
+    elif isinstance(value, dict):
+        content, path = value.get("bytes"), value.get("path")
+    if not isinstance(content, bytes | None) or not isinstance(path, str | None):
+        raise ValueError(
+            f"{place}: expected the path of an image, its bytes, or a dict with 'bytes' and 'path', got {_shorten(value)}."
+        )
+    if content is not None:
+        return {"bytes": content, "path": path}
+    if not path:
+        return None
+    if path.startswith(("http://", "https://")):
+        raise ValueError(f"{place}: {_shorten(path)} is a URL. Nothing is downloaded here: download the images first.")
+    if "://" in path or os.path.isabs(path):  # `datasets` names a file in an archive `zip://…`
+        return {"bytes": None, "path": path}
+    if folder is None:
+        raise ValueError(
+            f"{place}: {_shorten(path)} is a relative path. Say with `image_folder` where it starts from."
+        )
+    return {"bytes": None, "path": os.path.normpath(os.path.join(folder, path))}
+
+
+def _check_image_files(dataset: Dataset, where: str) -> None:
+    paths: dict[str | None, None] = {}
+    for content, path in _image_items(dataset, "images"):
+        paths |= dict.fromkeys(path.filter(content.is_null()).unique().to_pylist())
+    missing = {path for path in paths if path and "://" not in path and not os.path.isfile(path)}
+    if not missing:
+        return
+    row, path = next(
+        (row, item["path"])
+        for row, images in enumerate(dataset["images"])
+        for item in images or []
+        if item["bytes"] is None and item["path"] in missing
+    )
+    others = f" So are {len(missing) - 1} other image files." if len(missing) > 1 else ""
+    raise FileNotFoundError(f"{where}, row {row}: the image file {path} is missing.{others}")
