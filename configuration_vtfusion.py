@@ -156,6 +156,11 @@ class VTFusionConfig(PreTrainedConfig):
         self.tie_word_embeddings = tie_word_embeddings
         # A saved config carries the map of the repository it came from; ours always names the files beside it.
         kwargs.pop("auto_map", None)
+        # `None` would be written into both parts, and an encoder that was built already would then attend without its
+        # causal or padding mask. An empty map leaves each part what it has.
+        for name in ("attn_implementation", "experts_implementation"):
+            if kwargs.get(name) is None:
+                kwargs[name] = {}
         super().__init__(**kwargs)
         # `save_pretrained` records only the class that was saved, and only an instance attribute reaches the JSON
         # file. The whole map makes every head and the processor load from one folder.

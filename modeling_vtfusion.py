@@ -25,6 +25,7 @@ from .fusion_vtfusion import (
     MAX_LOGIT_SCALE,
     VTFusionGatedFusion,
     VTFusionLayer,
+    VTFusionLinear,
     VTFusionPositions,
     VTFusionZeroLinear,
     attention_map,
@@ -254,6 +255,8 @@ class VTFusionPreTrainedModel(PreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, VTFusionLayer):
             initialization.constant_(module.log_scale, -math.log(self.config.temperature_init))
+        elif isinstance(module, VTFusionLinear):
+            initialization.xavier_uniform_(module.weight)
         elif isinstance(module, VTFusionZeroLinear):
             initialization.zeros_(module.weight)
             initialization.zeros_(module.bias)
@@ -416,10 +419,10 @@ class VTFusionModel(VTFusionPreTrainedModel):
         text_hidden_size = config.text_config.get_text_config().hidden_size
         width = config.fusion_hidden_size
         self.text_norm = nn.LayerNorm(text_hidden_size)
-        self.text_projection = nn.Linear(text_hidden_size, width)
+        self.text_projection = VTFusionLinear(text_hidden_size, width)
         # CNN features are unbounded sums, transformer features are normed: one scale for both
         self.visual_norm = nn.LayerNorm(config.visual_hidden_size)
-        self.visual_projection = nn.Linear(config.visual_hidden_size, width)
+        self.visual_projection = VTFusionLinear(config.visual_hidden_size, width)
         self.visual_positions = VTFusionPositions(config)
         last = config.num_fusion_layers - 1
         self.fusion_layers = nn.ModuleList(

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from tiny import TEXT, VISION, randomize_fusion, tiny_config, tiny_inputs
 from vtfusion import VTFusionForTokenClassification
 

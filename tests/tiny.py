@@ -23,6 +23,7 @@ from transformers import (
     SwinConfig,
     ViTConfig,
 )
+
 from vtfusion import VTFusionConfig
 
 VOCAB, HIDDEN, IMAGE = 99, 32, 32

@@ -1,0 +1,40 @@
+"""What every test relies on: no network, a cache of its own, fixed seeds, and where the real data lies."""
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+# Before anything of Hugging Face or torch is imported: these are read at import, and child processes inherit them.
+_HF_HOME = tempfile.mkdtemp(prefix="vtfusion-tests-")
+os.environ["HF_HOME"] = _HF_HOME  # one for each worker: neither the user's cache nor a neighbour's is read or filled
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["MPLBACKEND"] = "Agg"
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"  # the workers share the cores
+
+import pytest  # noqa: E402
+from transformers import set_seed  # noqa: E402
+
+
+def pytest_unconfigure() -> None:
+    shutil.rmtree(_HF_HOME, ignore_errors=True)
+
+
+@pytest.fixture(autouse=True)
+def fixed_seeds() -> None:
+    set_seed(0)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real data sets. Their terms keep them out of the repository, so most machines have none."""
+    named = os.environ.get("VTFUSION_DATA")
+    folder = Path(named) if named else Path(__file__).resolve().parents[2] / "shared" / "data"
+    if folder.is_dir():
+        return folder
+    if named:
+        pytest.fail(f"VTFUSION_DATA names {named!r}, which is no folder")
+    pytest.skip("needs real data: set VTFUSION_DATA to its folder, or lay it at ../shared/data beside the checkout")

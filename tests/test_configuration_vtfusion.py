@@ -1,0 +1,155 @@
+"""The configuration: what it accepts, what it refuses, and what survives a folder."""
+
+import json
+
+import pytest
+from transformers import AutoConfig, BertConfig, ResNetConfig, ViTConfig
+
+from tiny import TEXT, VISION, tiny_config
+from vtfusion import VTFusionConfig
+
+AUTO_MAP = {
+    "AutoConfig": "configuration_vtfusion.VTFusionConfig",
+    "AutoModel": "modeling_vtfusion.VTFusionModel",
+    "AutoModelForTokenClassification": "modeling_vtfusion.VTFusionForTokenClassification",
+    "AutoProcessor": "processing_vtfusion.VTFusionProcessor",
+}
+
+
+def test_defaults():
+    config = VTFusionConfig()
+    assert isinstance(config.text_config, BertConfig) and isinstance(config.vision_config, ViTConfig)
+    assert config.fusion_intermediate_size == 2 * config.fusion_hidden_size == 512
+    assert (config.num_fusion_layers, config.num_fusion_heads) == (1, 4)
+    assert config.visual_hidden_size is None and config.vision_num_prefix_tokens is None
+    assert config.get_text_config() is config.text_config
+
+
+def test_sub_configs_as_dicts():
+    config = VTFusionConfig(
+        text_config={"model_type": "bert", "hidden_size": 48}, vision_config={"model_type": "resnet", "depths": [1, 1]}
+    )
+    assert isinstance(config.text_config, BertConfig) and config.text_config.hidden_size == 48
+    assert isinstance(config.vision_config, ResNetConfig) and config.vision_config.depths == [1, 1]
+
+
+def test_given_dict_is_left_as_it_was():
+    given = {"model_type": "bert", "hidden_size": 48}
+    VTFusionConfig(text_config=given)
+    assert given == {"model_type": "bert", "hidden_size": 48}
+
+
+@pytest.mark.parametrize("part", ["text_config", "vision_config"])
+def test_dict_without_model_type_raises(part):
+    with pytest.raises(ValueError, match=f"`{part}` was given as a dict without `model_type`"):
+        VTFusionConfig(**{part: {"hidden_size": 48}})
+
+
+def test_unknown_model_type_raises():
+    with pytest.raises(ValueError, match="no-such-model"):
+        VTFusionConfig(text_config={"model_type": "no-such-model"})
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"num_fusion_layers": 0}, "`num_fusion_layers` must be at least 1, got 0"),
+        ({"fusion_hidden_size": 30, "num_fusion_heads": 4}, r"multiple of `num_fusion_heads` \(4\)"),
+        ({"num_fusion_heads": 0}, "`num_fusion_heads` must be at least 1, got 0"),
+        ({"temperature_init": 0.0}, "`temperature_init` must be positive, got 0.0"),
+        ({"temperature_init": -1.0}, "`temperature_init` must be positive"),
+        ({"fusion_loss_weight": -0.1}, "`fusion_loss_weight` must not be negative, got -0.1"),
+        ({"text_loss_weight": -0.1}, "`text_loss_weight` must not be negative"),
+        ({"vision_loss_weight": -0.1}, "`vision_loss_weight` must not be negative"),
+        ({"contrastive_loss_weight": -0.1}, "`contrastive_loss_weight` must not be negative"),
+    ],
+)
+def test_wrong_values_raise(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        VTFusionConfig(**kwargs)
+
+
+@pytest.mark.parametrize("text", TEXT)
+def test_round_trip_of_every_text_config(text, tmp_path):
+    config = tiny_config(text, "resnet", num_fusion_layers=2, temperature_init=0.2)
+    config.save_pretrained(tmp_path)
+    assert VTFusionConfig.from_pretrained(tmp_path).to_dict() == config.to_dict()
+
+
+@pytest.mark.parametrize("vision", VISION)
+def test_round_trip_of_every_vision_config(vision, tmp_path):
+    config = tiny_config("bert", vision, vision_num_prefix_tokens=1)
+    config.save_pretrained(tmp_path)
+    loaded, expected = VTFusionConfig.from_pretrained(tmp_path).to_dict(), config.to_dict()
+    assert loaded["vision_config"]["model_type"] == config.vision_config.model_type
+    for values in (loaded, expected):
+        for name in ("use_timm_backbone", "use_pretrained_backbone"):  # DETR forgets these two by itself
+            values["vision_config"].pop(name, None)
+    assert loaded == expected
+
+
+def test_round_trip_without_vision_encoder(tmp_path):
+    config = tiny_config("bert", "precomputed")
+    assert config.vision_config is None and config.visual_hidden_size == 12
+    config.save_pretrained(tmp_path)
+    loaded = VTFusionConfig.from_pretrained(tmp_path)
+    assert loaded.vision_config is None and loaded.visual_hidden_size == 12
+    assert json.loads((tmp_path / "config.json").read_text())["vision_config"] is None
+
+
+def test_label_map_round_trip(tmp_path):
+    id2label = {0: "O", 1: "B-PER", 2: "I-PER", 3: "B-LOC"}
+    config = tiny_config(id2label=id2label, label2id={v: k for k, v in id2label.items()}, num_labels=4)
+    config.save_pretrained(tmp_path)
+    loaded = AutoConfig.from_pretrained(tmp_path)
+    assert isinstance(loaded, VTFusionConfig)
+    assert loaded.num_labels == 4 and loaded.id2label == id2label and loaded.label2id["B-LOC"] == 3
+
+
+def test_attention_of_a_part_is_kept():
+    text = BertConfig(attn_implementation="eager")
+    assert VTFusionConfig(text_config=text).text_config._attn_implementation == "eager"
+    assert VTFusionConfig(text_config=text, attn_implementation=None).text_config._attn_implementation == "eager"
+    both = VTFusionConfig(text_config=text, attn_implementation="sdpa")
+    assert both._attn_implementation == both.text_config._attn_implementation == "sdpa"
+    parts = VTFusionConfig(text_config=text, attn_implementation={"text_config": "sdpa", "vision_config": "eager"})
+    assert parts.text_config._attn_implementation == "sdpa"
+    assert parts.vision_config._attn_implementation == "eager"
+
+
+def test_num_labels_belongs_to_the_whole():
+    config = tiny_config(num_labels=7)
+    assert config.num_labels == 7 and config.text_config.num_labels == 2
+
+
+def test_values_given_to_from_pretrained_win(tmp_path):
+    tiny_config(num_labels=3).save_pretrained(tmp_path)
+    config = VTFusionConfig.from_pretrained(tmp_path, vision_loss_weight=0.0, num_labels=5)
+    assert config.vision_loss_weight == 0.0 and config.num_labels == 5
+
+
+def test_auto_map_is_whole_and_on_the_instance(tmp_path):
+    config = tiny_config()
+    assert vars(config)["auto_map"] == AUTO_MAP
+    config.save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text())
+    assert saved["auto_map"] == AUTO_MAP
+    assert VTFusionConfig.from_pretrained(tmp_path).auto_map == AUTO_MAP
+
+
+def test_auto_map_of_another_repository_is_replaced():
+    """A config that came over the Hub names `repo--module.Class`; saved again it must name the files beside it."""
+    config = VTFusionConfig(auto_map={"AutoConfig": "someone/model--configuration_vtfusion.VTFusionConfig"})
+    assert config.auto_map == AUTO_MAP
+
+
+def test_auto_maps_of_two_configs_are_two():
+    one, other = tiny_config(), tiny_config()
+    one.auto_map["AutoModel"] = "changed"
+    assert other.auto_map == AUTO_MAP
+
+
+def test_ignored_at_inference_leaves_logits_and_gate():
+    ignored = VTFusionConfig.keys_to_ignore_at_inference
+    assert "logits" not in ignored and "fusion_gate" not in ignored
+    assert {"last_hidden_state", "visual_hidden_state", "fusion_loss", "attentions"} <= set(ignored)
