@@ -14,6 +14,11 @@ from .configuration_vtfusion import VTFusionConfig
 MAX_LOGIT_SCALE = 100.0
 
 
+def at_least_float32(x: torch.Tensor) -> torch.Tensor:
+    """Half precision to float32; float64 stays what it is."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 # ------------------------------------------------------------------------------------------------------- alignment
 
 
@@ -129,8 +134,8 @@ class VTFusionLayer(GradientCheckpointingLayer):
         """
         text, image = self.text_norm(text_state), self.image_norm(image_state)
         # The norm in float32: in half precision the squares of a wide vector overflow.
-        query = F.normalize(self._split(self.query(text)).float(), dim=-1)
-        key = F.normalize(self._split(self.key(image)).float(), dim=-1).to(image.dtype)
+        query = F.normalize(at_least_float32(self._split(self.query(text))), dim=-1)
+        key = F.normalize(at_least_float32(self._split(self.key(image))), dim=-1).to(image.dtype)
         query = (query * self.scale()).to(text.dtype)
 
         context = attend(query, key, self._split(self.image_value(image)), visual_mask)
@@ -169,7 +174,9 @@ class VTFusionPositions(nn.Module):
         Returns:
             `torch.FloatTensor` of shape `(B, M, n, D)`.
         """
-        boxes = boxes.float()
+        dtype = self.projection.weight.dtype
+        # Half precision is too coarse for the high frequencies; a float64 model gets its waves in float64.
+        boxes = boxes.to(torch.promote_types(dtype, torch.float32))
         index = torch.arange(boxes.shape[1], device=boxes.device, dtype=boxes.dtype)
         # The highest frequency turns by pi from one image to the next when the index is counted in 128ths.
         index = (index / 2**self.num_frequencies * 2)[None, :, None, None].expand(*boxes.shape[:3], 1)
@@ -178,7 +185,7 @@ class VTFusionPositions(nn.Module):
         octaves = torch.arange(self.num_frequencies, device=boxes.device, dtype=boxes.dtype)
         angles = (coordinates[..., None] * (math.pi * 2**octaves)).flatten(-2)
         waves = torch.cat([angles.sin(), angles.cos()], dim=-1)
-        return self.projection(waves.to(self.projection.weight.dtype))
+        return self.projection(waves.to(dtype))
 
 
 # ---------------------------------------------------------------------------------------------------------- fusion
@@ -230,7 +237,7 @@ def token_cross_entropy(
     Mean cross-entropy over the labels that are not -100; zero where there is none. `num_items_in_batch` (the number of
     labels in all micro-batches and processes, which `Trainer` passes) makes the sum over them the mean of the whole.
     """
-    total = F.cross_entropy(logits.flatten(0, -2).float(), labels.flatten(), ignore_index=-100, reduction="sum")
+    total = F.cross_entropy(at_least_float32(logits).flatten(0, -2), labels.flatten(), ignore_index=-100, reduction="sum")
     return total / count_labels(labels, num_items_in_batch)
 
 
@@ -262,7 +269,7 @@ def vision_loss(
     counted = labels != -100
     if visual_mask is not None:
         counted = counted & visual_mask.any(dim=-1, keepdim=True)
-    chosen = expected.gather(-1, labels.clamp(min=0)[..., None]).squeeze(-1).float()
+    chosen = at_least_float32(expected.gather(-1, labels.clamp(min=0)[..., None]).squeeze(-1))
     total = -torch.where(counted, chosen, 0.0).sum()
     # By all labels, as `num_items_in_batch` counts them: micro-batches then add up to the loss of the whole batch.
     return total / count_labels(labels, num_items_in_batch)
@@ -280,7 +287,7 @@ def contrastive_loss(
         scale (`torch.FloatTensor` of shape `()`): 1 / temperature.
         has_image (`torch.BoolTensor` of shape `(B,)`, *optional*): rows with an image; `None` where all have one.
     """
-    logits = (text_embeds @ image_embeds.T).float() * scale.float()
+    logits = at_least_float32(text_embeds @ image_embeds.T) * at_least_float32(scale)
     target = torch.arange(logits.shape[0], device=logits.device)
     if has_image is not None:
         absent = ~has_image

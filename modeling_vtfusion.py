@@ -210,7 +210,7 @@ def build_encoder(config: PreTrainedConfig) -> PreTrainedModel:
         return auto_class.from_config(config)
 
 
-def encoder_auto_class(config: PreTrainedConfig) -> type:
+def encoder_auto_class(config: PreTrainedConfig) -> Any:
     """The Auto class that builds an encoder of this configuration."""
     if type(config) in MODEL_FOR_OBJECT_DETECTION_MAPPING:
         return AutoModelForObjectDetection
@@ -408,7 +408,7 @@ class VTFusionModel(VTFusionPreTrainedModel):
         self.text_model = text_model if text_model is not None else build_encoder(config.text_config)
         if vision_model is None and config.vision_config is not None:
             vision_model = build_encoder(config.vision_config)
-        self.vision_model = vision_model
+        self.vision_model: Any = vision_model
         # One object each, so that a change of the config (a resized vocabulary, another attention) reaches both.
         config.text_config = self.text_model.config
         if vision_model is not None:
@@ -526,13 +526,13 @@ class VTFusionModel(VTFusionPreTrainedModel):
     def _visual_inputs(
         self,
         batch_size: int,
-        pixel_values: torch.Tensor | None,
-        image_mask: torch.Tensor | None,
-        pixel_mask: torch.Tensor | None,
-        visual_embeds: torch.Tensor | None,
-        visual_boxes: torch.Tensor | None,
-        visual_mask: torch.Tensor | None,
-    ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
+        pixel_values: Any,
+        image_mask: Any,
+        pixel_mask: Any,
+        visual_embeds: Any,
+        visual_boxes: Any,
+        visual_mask: Any,
+    ) -> tuple[Any, Any, torch.Tensor | None]:
         """Features `(B, M, n, C)`, boxes `(B, M, n, 4)` and mask `(B, N)`, however the images came."""
         if pixel_values is not None and visual_embeds is not None:
             raise ValueError("Give `pixel_values` or `visual_embeds`, not both.")
@@ -663,7 +663,7 @@ class VTFusionModel(VTFusionPreTrainedModel):
         )
         text = text_outputs.last_hidden_state
         # Made into an output at the very end: fields that are set later would lie behind the others in its tuple.
-        result = {
+        result: dict[str, Any] = {
             "last_hidden_state": text,
             "text_hidden_state": text,
             "fusion_gate": text.new_zeros(text.shape[:2]),
@@ -705,7 +705,7 @@ class VTFusionModel(VTFusionPreTrainedModel):
             result["similarity"] = (query / layer.scale().to(query.dtype)) @ key.transpose(-1, -2)
             result["text_to_image_attention"] = attention_map(query, key, visual_mask)
             result["image_to_text_attention"] = attention_map(key, query, text_mask)
-            if visual_mask is not None:
+            if visual_mask is not None and has_image is not None:
                 result["text_to_image_attention"] = result["text_to_image_attention"] * has_image[:, None, None, None]
                 result["image_to_text_attention"] = result["image_to_text_attention"] * visual_mask[:, None, :, None]
         return VTFusionModelOutput(**result)
@@ -781,7 +781,7 @@ class VTFusionForTokenClassification(VTFusionPreTrainedModel):
         self.vtfusion = VTFusionModel(config, vision_model, text_model)
         self.dropout = nn.Dropout(config.classifier_dropout)
         self.classifier = nn.Linear(config.text_config.get_text_config().hidden_size, config.num_labels)
-        self.vision_classifier = (
+        self.vision_classifier: Any = (
             nn.Linear(config.fusion_hidden_size, config.num_labels) if config.vision_loss_weight > 0 else None
         )
         self.post_init()

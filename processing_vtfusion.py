@@ -1122,7 +1122,7 @@ class VTFusionProcessor(ProcessorMixin):
         num_images = batch["image_mask"].shape[1]
         merged, _ = self.merge_windows(attention.float().mean(1), batch)
         all_boxes = boxes.detach().double().cpu().numpy()
-        first_window = np.searchsorted(batch.row_of_window, np.arange(len(batch.rows)))
+        first_window = _first_windows(batch)
         return [
             (values.double().numpy().reshape(len(values), num_images, -1), all_boxes[w].reshape(num_images, -1, 4))
             for values, w in zip(merged, first_window, strict=True)
@@ -1152,10 +1152,15 @@ def _image_rows(images: Sequence[Any]) -> list[list[Any]]:
     return [list(i) if isinstance(i, list | tuple) else [] if i is None else [i] for i in images]
 
 
+def _first_windows(batch: VTFusionBatch) -> np.ndarray:
+    """The index of a window of each text, whatever the order of the windows."""
+    return np.unique(batch.row_of_window, return_index=True)[1]
+
+
 def _rows_with_image(batch: VTFusionBatch) -> np.ndarray:
     if "image_mask" not in batch:
         return np.full(len(batch.rows), "visual_embeds" in batch)
-    first_window = np.searchsorted(batch.row_of_window, np.arange(len(batch.rows)))
+    first_window = _first_windows(batch)
     mask = torch.as_tensor(batch["image_mask"]).cpu().bool()
     return mask.any(dim=1).numpy()[first_window]
 

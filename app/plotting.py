@@ -15,6 +15,7 @@ import PIL.Image
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
 
@@ -101,7 +102,7 @@ def plot_entities(
     words = [str(word) for word in words]
     pictures = _as_pictures(images)
     heatmaps = list(heatmaps or [])
-    gates = _as_gates(gates, len(words))
+    gates = None if gates is None else _as_gates(gates, len(words))
     for index, entity in enumerate(entities):
         _check_span(entity["words"], len(words), f"entities[{index}]")
         region = entity.get("image_region")
@@ -130,14 +131,15 @@ def plot_entities(
         figure.text(left, top, title, va="top", fontsize=14, fontweight="bold", color=_INK, parse_math=False)
     bottom = height - _MARGIN - header - text_height
     axes = figure.add_axes((_MARGIN / _WIDTH, bottom / height, 1 - 2 * _MARGIN / _WIDTH, text_height / height))
-    _draw_sentence(axes, words, entities, gates, colors, layout)
+    _draw_sentence(axes, entities, gates, colors, layout)
 
-    for left, top, cell_height, index, heatmap in cells:
+    for left, top, cell_height, index, overlay in cells:
         lower = bottom - top - cell_height
         axes = figure.add_axes(
             ((_MARGIN + left) / _WIDTH, lower / height, _CELL / _WIDTH, cell_height / height),
         )
-        _draw_panel(axes, pictures, index, heatmap, words, entities, colors)
+        same = [heatmap for heatmap in heatmaps if overlay and tuple(heatmap["words"]) == tuple(overlay["words"])]
+        _draw_panel(axes, pictures, index, overlay, same, words, entities, colors)
     return figure
 
 
@@ -213,9 +215,7 @@ def _as_pictures(images: Any) -> list[np.ndarray]:
     return pictures
 
 
-def _as_gates(gates: Sequence[float] | np.ndarray | None, num_words: int) -> np.ndarray | None:
-    if gates is None:
-        return None
+def _as_gates(gates: Sequence[float] | np.ndarray, num_words: int) -> np.ndarray:
     values = np.asarray(gates, dtype=float)
     if values.shape != (num_words,):
         raise ValueError(f"`gates` must hold one value per word ({num_words}), got the shape {values.shape}.")
@@ -278,7 +278,13 @@ def _chip_label(entity: Mapping[str, Any]) -> str:
 # Sentence ------------------------------------------------------------------------------------------------------------
 
 
-def _layout_sentence(canvas, words, entities, gates, width: float) -> dict[str, Any]:
+def _layout_sentence(
+    canvas: "FigureCanvasAgg",
+    words: Sequence[str],
+    entities: Sequence[Mapping[str, Any]],
+    gates: np.ndarray | None,
+    width: float,
+) -> dict[str, Any]:
     """
     Places the words, in points: `words` has (left, width, line, text) for each, `height` is that of all lines.
     Measured with the renderer, because estimates fail for wide scripts.
@@ -321,7 +327,13 @@ def _layout_sentence(canvas, words, entities, gates, width: float) -> dict[str, 
     return {"words": placed, "width": width, "upper": upper, "pitch": pitch, "height": pitch * (line + 1)}
 
 
-def _draw_sentence(axes: "Axes", words, entities, gates, colors, layout) -> None:
+def _draw_sentence(
+    axes: "Axes",
+    entities: Sequence[Mapping[str, Any]],
+    gates: np.ndarray | None,
+    colors: Mapping[str, str],
+    layout: Mapping[str, Any],
+) -> None:
     from matplotlib.patches import FancyBboxPatch, Rectangle
 
     axes.set_xlim(0, layout["width"])
@@ -411,7 +423,7 @@ def _arrange_panels(
         for index in range(len(pictures)):
             maps = [heatmap for heatmap in heatmaps if heatmap["image"] == index]
             for start in range(0, max(1, len(maps)), per_row):
-                row = [(0, index, None)] if start == 0 else []
+                row: list[tuple[int, int, Mapping[str, Any] | None]] = [(0, index, None)] if start == 0 else []
                 row += [(1 + column, index, heatmap) for column, heatmap in enumerate(maps[start : start + per_row])]
                 rows.append(row)
     else:
@@ -430,7 +442,17 @@ def _arrange_panels(
     return cells, top
 
 
-def _draw_panel(axes: "Axes", pictures, index, heatmap, words, entities, colors) -> None:
+def _draw_panel(
+    axes: "Axes",
+    pictures: Sequence[np.ndarray],
+    index: int,
+    heatmap: Mapping[str, Any] | None,
+    same: Sequence[Mapping[str, Any]],
+    words: Sequence[str],
+    entities: Sequence[Mapping[str, Any]],
+    colors: Mapping[str, str],
+) -> None:
+    """`same` holds the heat maps of the same words on all pictures: they share one scale."""
     from matplotlib.patches import Rectangle
 
     picture = pictures[index]
@@ -443,12 +465,16 @@ def _draw_panel(axes: "Axes", pictures, index, heatmap, words, entities, colors)
         edge = "#BBBBBB"
     else:
         values = np.nan_to_num(np.asarray(heatmap["heatmap"], dtype=float))
-        peak = float(values.max()) if values.size else 0.0
+        # Heat of one pixel times their number, so that pictures of different sizes compare: a picture that the words
+        # hardly looked at must not glow.
+        every = [np.nan_to_num(np.asarray(other["heatmap"], dtype=float)) for other in same]
+        peak = max((float(other.max()) * other.size for other in every if other.size), default=0.0)
+        total = sum(float(other.sum()) for other in every)
         # In grey and lightened, so that the picture's own colours cannot be mistaken for heat.
         gray = picture if picture.ndim == 2 else picture[..., :3] @ np.array([0.299, 0.587, 0.114])
         scale = 1 if picture.dtype.kind == "f" else 255
         axes.imshow(0.35 + 0.65 * gray / scale, cmap="gray", vmin=0, vmax=1, extent=extent)
-        relative = np.clip(values / peak, 0, 1) if peak > 0 else np.zeros_like(values)
+        relative = np.clip(values * values.size / peak, 0, 1) if peak > 0 else np.zeros_like(values)
         axes.imshow(
             relative,
             cmap="inferno",
@@ -464,7 +490,7 @@ def _draw_panel(axes: "Axes", pictures, index, heatmap, words, entities, colors)
         edge = colors[str(spans[0]["entity_group"])] if spans else "#BBBBBB"
         caption = _shorten(" ".join(words[first : last + 1]), 26)
         caption += f"\n{spans[0]['entity_group']}, " if spans else "\n"
-        caption += f"peak {peak:.2g}"
+        caption += f"{values.sum() / total if total > 0 else 0.0:.0%} of its attention"
     for entity in shown:
         x0, y0, x1, y1 = entity["image_region"]["box"]
         color = colors[str(entity["entity_group"])]

@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 class QuickstartArguments:
     output_dir: str = field(default="outputs/quickstart", metadata={"help": "Where everything is written."})
     seed: int = field(default=0, metadata={"help": "Seed of the data, of the weights and of the training."})
-    num_train: int = field(default=2000, metadata={"help": "Rows to train on."})
+    num_train: int = field(default=4000, metadata={"help": "Rows to train on."})
     num_validation: int = field(default=400, metadata={"help": "Rows that choose the best epoch."})
     num_test: int = field(default=1000, metadata={"help": "Rows to test on."})
-    num_train_epochs: float = field(default=10, metadata={"help": "Passes over the training rows."})
+    num_train_epochs: float = field(default=7, metadata={"help": "Passes over the training rows."})
     num_heatmaps: int = field(default=8, metadata={"help": "Pictures to draw."})
 
 
@@ -57,17 +57,17 @@ def main(args: QuickstartArguments) -> dict[str, Any]:
             vision_model=str(vision_folder),
             freeze_vision=False,
             fusion_hidden_size=128,
+            vision_loss_weight=1.0,  # encoders without any pretraining: the images need a loss of their own
         ),
         DataArguments(dataset_name=str(output / "data"), image_conditions=["true", "shuffled", "blank", "none"]),
         VTFusionTrainingArguments(
             output_dir=str(output / "training"),
-            learning_rate=5e-4,
-            fusion_learning_rate=1e-3,
+            learning_rate=1e-3,
             warmup_steps=0.1,
             num_train_epochs=args.num_train_epochs,
-            per_device_train_batch_size=32,
+            per_device_train_batch_size=16,
             per_device_eval_batch_size=100,
-            logging_steps=20,
+            logging_steps=25,
             seed=args.seed,
         ),
     )

@@ -349,26 +349,31 @@ def test_label_names_fix_the_labels_of_string_tags(load, tmp_path):
 # Rows and columns
 
 
+# datasets 4.0 cannot read a JSON list of mixed types at all, and says in which row it stopped.
+MIXED = "cannot be read as json: .* changed from string to number in row 2"
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [
         ({"tokens": ["a", "b"], "ner_tags": ["O"]}, "2 words in column 'tokens' but 1 tags in column 'ner_tags'"),
         ({"tokens": [], "ner_tags": []}, "column 'tokens': there are no words"),
-        ({"tokens": ["a", 1], "ner_tags": ["O", "O"]}, r"expected strings, got 1 \(int\) at position 1"),
+        ({"tokens": ["a", 1], "ner_tags": ["O", "O"]}, rf"expected strings, got 1 \(int\) at position 1|{MIXED}"),
         ({"tokens": ["a", None], "ner_tags": ["O", "O"]}, r"expected strings, got None \(NoneType\) at position 1"),
         ({"tokens": None, "ner_tags": ["O"]}, "column 'tokens': expected a list of words, got None"),
         ({"tokens": ["a"], "ner_tags": None}, "column 'ner_tags': expected a list of tags, got None"),
         ({"tokens": ["a"]}, "column 'ner_tags': expected a list of tags, got None"),
         ({"tokens": ["a"], "ner_tags": [None]}, "position 0: expected a tag such as 'B-PER', got None"),
         ({"tokens": ["a"], "ner_tags": ["PER"]}, "column 'ner_tags', position 0: 'PER' is not an entity tag"),
-        ({"tokens": ["a"], "ner_tags": [1]}, "position 0: the tag is the integer 1. Say what"),
+        ({"tokens": ["a"], "ner_tags": [1]}, f"position 0: the tag is the integer 1. Say what|{MIXED}"),
     ],
 )
 def test_bad_rows_are_named(load, tmp_path, row, message):
     file = write_jsonl(tmp_path / "a.jsonl", [*ROWS, row])
     with pytest.raises(ValueError, match=message) as error:
         load(validation_file=file)
-    assert f"validation split ({file}), row 2" in str(error.value)
+    where = (f"validation split ({file}), row 2", f"{file} cannot be read")
+    assert any(place in str(error.value) for place in where)
 
 
 def test_empty_and_odd_words_are_words(load, tmp_path):

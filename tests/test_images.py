@@ -7,7 +7,7 @@ import PIL.Image
 import pytest
 import torch
 from datasets import Dataset, Features, Image, List, Value
-from transformers import ViTImageProcessorPil
+from transformers import ViTImageProcessor
 
 from tiny import tiny_config
 from tokenizers_for_tests import TOKENIZERS
@@ -34,7 +34,7 @@ def dataset_of(*rows: list[bytes] | None) -> Dataset:
 @pytest.fixture
 def parts() -> tuple[VTFusionModel, VTFusionProcessor]:
     torch.manual_seed(0)
-    processor = VTFusionProcessor(ViTImageProcessorPil(size={"height": 32, "width": 32}), TOKENIZERS["bert"]())
+    processor = VTFusionProcessor(ViTImageProcessor(size={"height": 32, "width": 32}), TOKENIZERS["bert"]())
     return VTFusionModel(tiny_config("bert", "resnet")).eval(), processor
 
 
@@ -139,7 +139,7 @@ def test_cache_is_not_read_after_a_change(parts, tmp_path):
     key = store.add_split("train", dataset_of([RED]))[0][0]
     before = FeatureCache(model, processor, tmp_path)
     before.add(store, [key], "error")
-    other = VTFusionProcessor(ViTImageProcessorPil(size={"height": 48, "width": 48}), processor.tokenizer)
+    other = VTFusionProcessor(ViTImageProcessor(size={"height": 48, "width": 48}), processor.tokenizer)
     assert key not in FeatureCache(model, other, tmp_path)
     assert key not in FeatureCache(model, processor, tmp_path, dtype="float16")
     with torch.no_grad():

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 import transformers
+from packaging.version import Version
 from transformers import (
     AutoModel,
     AutoModelForObjectDetection,
@@ -469,6 +470,9 @@ def test_hidden_states_of_the_text_encoder(text):
     assert all(state.shape == (2, 7, HIDDEN) for state in outputs.hidden_states)
 
 
+@pytest.mark.skipif(
+    Version(transformers.__version__) < Version("5.23"), reason="lists in output_hidden_states came with 5.23"
+)
 def test_hidden_states_of_chosen_layers():
     states = run(make_model(), output_hidden_states=[0, 2], **tiny_inputs("precomputed")).hidden_states
     assert states[0] is not None and states[1] is None and states[2] is not None
@@ -656,6 +660,7 @@ def test_cached_path_without_boxes_compiles_without_graph_breaks():
     torch.testing.assert_close(outputs.logits, run(model, **inputs).logits)
 
 
+@pytest.mark.skipif(Version(torch.__version__) < Version("2.13"), reason="torch.export is tested on torch 2.13")
 @pytest.mark.parametrize("vision", ["resnet", "vit", "precomputed"])
 def test_export(vision):
     model = make_model(vision=vision)

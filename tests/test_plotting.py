@@ -93,6 +93,14 @@ class TestWithMatplotlib:
         widths = [patch.get_width() for patch in axes.patches]
         np.testing.assert_allclose(np.divide(widths[1::2], widths[::2]), gates, atol=1e-6)
 
+    def test_heat_maps_of_one_entity_share_a_scale(self, image):
+        strong, weak = np.full((2, 2), 0.2), np.full((4, 4), 0.0125)
+        heatmaps = [{"words": (3, 4), "image": i, "heatmap": heat} for i, heat in enumerate((strong, weak))]
+        panels = [axes for axes in plot_entities(WORDS, ENTITIES, [image, image], heatmaps).axes if len(axes.images) == 2]
+        assert "80% of its attention" in panels[0].get_title() and "20% of its attention" in panels[1].get_title()
+        np.testing.assert_allclose(panels[0].images[1].get_array(), 1.0)
+        np.testing.assert_allclose(panels[1].images[1].get_array(), 0.25)
+
     def test_picture_and_heat_maps(self, image):
         heatmaps = [
             {"words": (3, 4), "image": 0, "heatmap": np.eye(8)},
@@ -103,7 +111,7 @@ class TestWithMatplotlib:
         _, original, first, second = figure.axes
         np.testing.assert_array_equal(original.images[0].get_array(), np.asarray(image))
         assert "Kelda Tarn" in first.get_title() and "LOC" in first.get_title()
-        assert "Mirano" in second.get_title() and "peak 0.25" in second.get_title()
+        assert "Mirano" in second.get_title() and "100% of its attention" in second.get_title()
         for axes, heatmap in ((first, heatmaps[0]), (second, heatmaps[1])):
             picture, heat = axes.images
             assert heat.get_array().shape == heatmap["heatmap"].shape

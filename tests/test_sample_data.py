@@ -321,7 +321,7 @@ def test_tiny_encoders_load_with_auto_classes(dataset, tmp_path):
     images = [row["images"][0] for row in dataset["test"].select(range(20)) if row["images"]]
     pixel_values = image_processor(images, return_tensors="pt")["pixel_values"]
     with torch.no_grad():
-        assert vision_encoder(pixel_values).last_hidden_state.shape == (len(images), 96, 8, 8)
+        assert vision_encoder(pixel_values).last_hidden_state.shape == (len(images), 64, 8, 8)
 
     # The same seed gives the same weights.
     again, _ = build_tiny_encoders(tmp_path / "again", dataset["train"], seed=0)
@@ -335,7 +335,7 @@ def test_small_cnn_tells_the_types_apart_across_styles(tmp_path):
     _, vision_dir = build_tiny_encoders(tmp_path, dataset)
     processor = AutoImageProcessor.from_pretrained(vision_dir)
     torch.manual_seed(0)
-    encoder, head = AutoModel.from_pretrained(vision_dir), torch.nn.Linear(96, len(ENTITY_TYPES))
+    encoder, head = AutoModel.from_pretrained(vision_dir), torch.nn.Linear(64, len(ENTITY_TYPES))
 
     def tensors(split):
         rows = [row for row in split if row["kind"] == "ambiguous"]

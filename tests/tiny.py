@@ -64,7 +64,9 @@ VISION: dict[str, Callable[[], PreTrainedConfig]] = {
     "clip": lambda: CLIPVisionConfig(**_PATCHES, **_LAYERS),
     "siglip": lambda: SiglipVisionConfig(**_PATCHES, **_LAYERS),
     "dinov2": lambda: Dinov2Config(**_PATCHES, mlp_ratio=2, **{**_LAYERS, "intermediate_size": None}),
-    "swin": lambda: SwinConfig(image_size=IMAGE, patch_size=2, embed_dim=16, depths=[1, 1], num_heads=[2, 2], window_size=4),
+    "swin": lambda: SwinConfig(
+        image_size=IMAGE, patch_size=2, embed_dim=16, depths=[1, 1], num_heads=[2, 2], window_size=4
+    ),
     "resnet": lambda: ResNetConfig(**_RESNET),
     "convnext": lambda: ConvNextConfig(hidden_sizes=[8, 16], depths=[1, 1], num_stages=2),
     "mobilenet_v2": lambda: MobileNetV2Config(depth_multiplier=0.25, image_size=IMAGE, output_stride=8),
@@ -92,7 +94,9 @@ def tiny_config(text: str = "bert", vision: str = "resnet", **kwargs: object) ->
     return VTFusionConfig(text_config=TEXT[text](), **{**parts, **defaults, **kwargs})
 
 
-def tiny_inputs(vision: str = "resnet", batch_size: int = 2, length: int = 7, seed: int = 0) -> dict[str, torch.Tensor]:
+def tiny_inputs(
+    vision: str = "resnet", batch_size: int = 2, length: int = 7, seed: int = 0
+) -> dict[str, torch.Tensor]:
     """Token ids with padding on the right in the last row, and one image (or 5 precomputed regions) for each text."""
     generator = torch.Generator().manual_seed(seed)
     inputs = {

@@ -81,7 +81,7 @@ class ImageStore:
         return rows
 
     def _key(self, image: dict[str, Any], split: str, index: int) -> str:
-        content, path = image.get("bytes"), image.get("path")
+        content, path = image["bytes"], image["path"]
         if content is not None:
             return hashlib.sha256(content).hexdigest()
         if path not in self._path_keys:

@@ -130,6 +130,7 @@ _BACKGROUNDS = ("plain", "gradient", "stripes", "dots")
 _LINE_WIDTHS = (0.035, 0.06)  # of the canvas' reference side, see `_Pen`
 _SUPERSAMPLING = 4  # PIL draws without anti-aliasing: draw larger, then average
 
+_Color = tuple[int, int, int]
 _Style = tuple[int, str, int, str, float]
 
 
@@ -174,7 +175,9 @@ class _Pen:
         self.draw.rectangle(self._box(*box), **self._look(detail))
 
     def rounded(self, *box: float, radius: float = 0.1, detail: bool = False) -> None:
-        self.draw.rounded_rectangle(self._box(*box), radius=radius * self.width, **self._look(detail))
+        # In whole pixels, as Pillow 10.3 and newer round them; older versions fail where the corners nearly meet.
+        corners = [round(value) for value in self._box(*box)]
+        self.draw.rounded_rectangle(corners, radius=radius * self.width, **self._look(detail))
 
     def line(self, *points: tuple[float, float], detail: bool = False, scale: float = 1.0) -> None:
         # A line on a filled body has to be cut out of it; on an outlined one it is drawn.
@@ -490,7 +493,7 @@ def _mix(first: Sequence[int], second: Sequence[int], share: float) -> tuple[int
     return tuple(round(a + (b - a) * share) for a, b in zip(first, second, strict=True))
 
 
-def _draw_background(side: int, main, back, background: str, rng: random.Random) -> PIL.Image.Image:
+def _draw_background(side: int, main: _Color, back: _Color, background: str, rng: random.Random) -> PIL.Image.Image:
     canvas = PIL.Image.new("RGB", (side, side), back)
     draw = PIL.ImageDraw.Draw(canvas)
     faint = _mix(back, main, rng.uniform(0.06, 0.12))  # too faint to be taken for a thing
@@ -511,7 +514,7 @@ def _draw_background(side: int, main, back, background: str, rng: random.Random)
     return canvas
 
 
-def _draw_clutter(draw: PIL.ImageDraw.ImageDraw, side: int, main, back, style: _Style, rng: random.Random) -> None:
+def _draw_clutter(draw: PIL.ImageDraw.ImageDraw, side: int, main: _Color, back: _Color, style: _Style, rng: random.Random) -> None:
     """Scenery: waves, scattered marks or loose strokes over the whole picture, and nothing to name."""
     width = max(2, round(style[4] * side * 0.6))
     color = _mix(main, back, rng.uniform(0.0, 0.4))
@@ -561,7 +564,8 @@ def _all_templates() -> Iterator[str]:
 
 
 def _fill(template: str, name: tuple[str, ...], entity_type: str) -> tuple[list[str], list[str]]:
-    tokens, tags = [], []
+    tokens: list[str] = []
+    tags: list[str] = []
     for word in template.split():
         if word == "{}":
             tokens += name
@@ -600,6 +604,7 @@ def _plan_rows(
     counts = _count_kinds(num_rows)
     templates = _cycle(AMBIGUOUS_TEMPLATES, rng)
     rows, used_names = [], []
+    shown: list[str | None] | None
     for kind in ("ambiguous", "several_images"):
         for _ in range(counts[kind] // len(ENTITY_TYPES)):
             template = next(templates)
@@ -612,7 +617,7 @@ def _plan_rows(
             taken.add((template, name))
             used_names.append(name)
             for entity_type in ENTITY_TYPES:
-                shown: list[str | None] = [entity_type]
+                shown = [entity_type]
                 if kind == "several_images":
                     shown += rng.choice(([None], [None, None], [entity_type, None]))
                     rng.shuffle(shown)
@@ -825,11 +830,11 @@ def build_tiny_encoders(
 
     trainer = BertWordPieceTokenizer(lowercase=False, strip_accents=False)
     trainer.train_from_iterator((" ".join(row) for row in tokens), vocab_size=800, show_progress=False)
-    vocabulary = sorted(trainer.get_vocab(), key=trainer.get_vocab().get)
+    pieces = sorted(trainer.get_vocab(), key=trainer.get_vocab().get)
     # Every single character as a piece, at the start and inside a word: a name never seen is spelled, not [UNK].
     characters = string.ascii_letters + string.digits + string.punctuation
-    vocabulary += [piece for char in characters for piece in (char, f"##{char}")]
-    vocabulary = {piece: index for index, piece in enumerate(dict.fromkeys(vocabulary))}
+    pieces += [piece for char in characters for piece in (char, f"##{char}")]
+    vocabulary = {piece: index for index, piece in enumerate(dict.fromkeys(pieces))}
     tokenizer = BertTokenizer(vocab=vocabulary, do_lower_case=False, strip_accents=False, model_max_length=128)
 
     text_config = BertConfig(
@@ -842,7 +847,7 @@ def build_tiny_encoders(
         pad_token_id=tokenizer.pad_token_id,
     )
     # The stem halves the sides twice and the second stage once more: 64 × 64 pixels become 8 × 8 cells.
-    vision_config = ResNetConfig(embedding_size=32, hidden_sizes=[48, 96], depths=[2, 2], layer_type="basic")
+    vision_config = ResNetConfig(embedding_size=32, hidden_sizes=[32, 64], depths=[2, 2], layer_type="basic")
     image_processor = ViTImageProcessor(size={"height": image_size, "width": image_size})
 
     with torch.random.fork_rng(devices=[]):

@@ -16,6 +16,8 @@ class VTFusionTrainer(Trainer):
     The encoders learn at `learning_rate`, all that is new (fusion layers, head) at `fusion_learning_rate`.
     """
 
+    optimizer: torch.optim.Optimizer | None
+
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is not None or self.args.fusion_learning_rate is None:
             return super().create_optimizer() if model is None else super().create_optimizer(model)

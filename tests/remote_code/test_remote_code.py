@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import ViTImageProcessorPil
+from transformers import ViTImageProcessor
 
 from tiny import randomize_fusion, tiny_config
 from tokenizers_for_tests import bert
@@ -36,7 +36,7 @@ LABELS = ["O", "B-PER", "I-PER"]
 
 
 def make_processor() -> VTFusionProcessor:
-    return VTFusionProcessor(ViTImageProcessorPil(size={"height": 32, "width": 32}), bert())
+    return VTFusionProcessor(ViTImageProcessor(size={"height": 32, "width": 32}), bert())
 
 
 def make_model(vision: str = "resnet") -> VTFusionForTokenClassification:

@@ -1,0 +1,62 @@
+# Everything here runs on a fresh machine with Python >= 3.11 (and its venv module) and make: what is missing is
+# installed into .venv first.
+
+PYTHON ?= python3
+VENV ?= .venv
+CONSTRAINTS ?= constraints.txt
+WORKERS ?= 2
+ARGS ?=
+
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+PYTEST := $(BIN)/pytest -n $(WORKERS)
+export TOKENIZERS_PARALLELISM := false
+
+.DEFAULT_GOAL := help
+.PHONY: help install quickstart test test-slow test-oldest lint format typecheck coverage wheel clean
+
+help:  ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(INSTALLED): pyproject.toml $(CONSTRAINTS)
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -c $(CONSTRAINTS) -e ".[dev]"
+	mkdir -p $(VENV)/package && ln -sfn ../.. $(VENV)/package/vtfusion
+	touch $@
+
+install: $(INSTALLED)  ## .venv with the tested versions and this checkout, editable
+
+quickstart: $(INSTALLED)  ## train and look at a small model, from nothing to entities
+	$(BIN)/python scripts/quickstart.py --output_dir outputs/quickstart $(ARGS)
+
+test: $(INSTALLED)  ## the tests that take a few seconds at most; ARGS="-k gate" goes to pytest
+	$(PYTEST) --timeout 120 -m "not slow" $(ARGS)
+
+test-slow: $(INSTALLED)  ## the tests that take longer
+	$(PYTEST) --timeout 900 -m slow $(ARGS)
+
+test-oldest:  ## `make test` on the oldest versions that pyproject.toml allows, but the tested torch
+	$(MAKE) test VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt
+
+lint: $(INSTALLED)  ## ruff: rules and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(INSTALLED)  ## ruff: mend what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+typecheck: $(INSTALLED)  ## mypy over the package, the scripts and the benchmarks
+	cd $(VENV)/package && ../bin/mypy --config-file ../../pyproject.toml -p vtfusion
+
+coverage: $(INSTALLED)  ## `make test` with a report of the lines that no test runs
+	$(PYTEST) --timeout 240 -m "not slow" --cov --cov-report term $(ARGS)
+
+wheel: $(INSTALLED)  ## dist/vtfusion-*.whl
+	rm -rf build
+	$(BIN)/python -m pip wheel --no-deps -w dist .
+	rm -rf build
+
+clean:  ## remove what the other targets made
+	rm -rf .venv .venv-oldest build dist outputs *.egg-info .coverage* .pytest_cache .ruff_cache .mypy_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
