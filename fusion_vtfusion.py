@@ -237,7 +237,9 @@ def token_cross_entropy(
     Mean cross-entropy over the labels that are not -100; zero where there is none. `num_items_in_batch` (the number of
     labels in all micro-batches and processes, which `Trainer` passes) makes the sum over them the mean of the whole.
     """
-    total = F.cross_entropy(at_least_float32(logits).flatten(0, -2), labels.flatten(), ignore_index=-100, reduction="sum")
+    total = F.cross_entropy(
+        at_least_float32(logits).flatten(0, -2), labels.flatten(), ignore_index=-100, reduction="sum"
+    )
     return total / count_labels(labels, num_items_in_batch)
 
 

@@ -28,6 +28,7 @@ from .fusion_vtfusion import (
     VTFusionLinear,
     VTFusionPositions,
     VTFusionZeroLinear,
+    at_least_float32,
     attention_map,
     contrastive_loss,
     count_labels,
@@ -741,7 +742,7 @@ def _pool(hidden_state: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor
     else:
         weights = mask.to(hidden_state.dtype)[..., None]
         pooled = (hidden_state * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
-    return F.normalize(pooled.float(), dim=-1).to(hidden_state.dtype)
+    return F.normalize(at_least_float32(pooled), dim=-1).to(hidden_state.dtype)
 
 
 class VTFusionForTokenClassification(VTFusionPreTrainedModel):
@@ -849,7 +850,8 @@ class VTFusionForTokenClassification(VTFusionPreTrainedModel):
                     text_logits = self.classifier(self.dropout(outputs.text_hidden_state))
                     losses["text_loss"] = token_cross_entropy(text_logits, labels, num_items_in_batch)
             if outputs.image_state is not None:
-                log_probs = self.vision_classifier(self.dropout(outputs.image_state)).float().log_softmax(dim=-1)
+                image_logits = self.vision_classifier(self.dropout(outputs.image_state))
+                log_probs = at_least_float32(image_logits).log_softmax(dim=-1)
                 losses["vision_loss"] = vision_loss(
                     log_probs,
                     outputs.alignment_query,

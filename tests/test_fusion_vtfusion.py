@@ -210,9 +210,15 @@ def reference_rows(
     ]
 
 
-def assert_near(actual: torch.Tensor, expected: torch.Tensor, name: str = "") -> None:
-    """Up to the rounding of `actual`'s dtype."""
+# The model pools and takes the log-probabilities of the image positions in float32 whatever its dtype.
+SINGLE = 1e-9
+
+
+def assert_near(actual: torch.Tensor, expected: torch.Tensor, name: str = "", tolerance: float | None = None) -> None:
+    """Up to `tolerance`, or else the rounding of `actual`'s dtype."""
     rtol, atol = (1e-9, 1e-9) if actual.dtype == torch.float64 else (1e-4, 2e-5)
+    if tolerance is not None:
+        rtol = atol = tolerance
     torch.testing.assert_close(
         actual.double(), expected.double(), rtol=rtol, atol=atol, msg=lambda message: f"{name}: {message}"
     )
@@ -242,8 +248,10 @@ def test_forward_equals_reference(num_fusion_layers, num_fusion_heads, vision_lo
             assert not outputs.image_to_text_attention[row].any()
             continue
         there = outputs.visual_mask[row]
-        for name in ("visual_context", "fusion_gate", "last_hidden_state", "text_embeds", "image_embeds"):
+        for name in ("visual_context", "fusion_gate", "last_hidden_state"):
             assert_near(outputs[name][row], expected[name], name)
+        for name in ("text_embeds", "image_embeds"):
+            assert_near(outputs[name][row], expected[name], name, SINGLE)
         assert_near(outputs.visual_hidden_state[row][there], expected["visual_hidden_state"], "visual_hidden_state")
         assert_near(outputs.similarity[row][:, :, there], expected["similarity"], "similarity")
         to_image, to_text = outputs.text_to_image_attention[row], outputs.image_to_text_attention[row]
@@ -269,9 +277,11 @@ def test_forward_equals_reference_on_pixels():
         maps = model.vtfusion.vision_model(pixel_values=inputs["pixel_values"].flatten(0, 1)).last_hidden_state
     assert maps.shape == (4, 16, 4, 6)
     boxes = [[column / 6, row / 4, (column + 1) / 6, (row + 1) / 4] for row in range(4) for column in range(6)]
+    found = outputs.visual_boxes.unflatten(1, (2, 24))
+    torch.testing.assert_close(found, torch.tensor(boxes).expand(2, 2, 24, 4))
     inputs |= {
         "visual_embeds": torch.stack([maps[:, :, row, column] for row in range(4) for column in range(6)], dim=1),
-        "visual_boxes": torch.tensor(boxes).expand(2, 2, 24, 4),
+        "visual_boxes": found,  # the sines of high frequencies would enlarge their rounding
         "visual_mask": torch.ones(2, 2, 24),
         "image_mask": torch.ones(2, 2),
     }
@@ -337,19 +347,20 @@ def test_losses_equal_reference(num_labels, num_fusion_heads, num_fusion_layers)
     present = [row for row in rows if row is not None]
     scale = math.exp(head["vtfusion.contrastive_log_scale"].item())
     cosines = torch.tensor(
-        [[(one["text_embeds"] @ other["image_embeds"]).item() * scale for other in present] for one in present]
+        [[(one["text_embeds"] @ other["image_embeds"]).item() * scale for other in present] for one in present],
+        dtype=torch.float64,
     )
     terms = [softmax(row)[i].log() for matrix in (cosines, cosines.T) for i, row in enumerate(matrix)]
     contrastive = -sum(terms) / len(terms)
 
-    for name, expected in [
-        ("fusion_loss", fusion),
-        ("text_loss", text),
-        ("vision_loss", vision),
-        ("contrastive_loss", contrastive),
-        ("loss", 0.7 * fusion + 0.4 * text + 0.3 * vision + 0.2 * contrastive),
+    for name, expected, tolerance in [
+        ("fusion_loss", fusion, 1e-9),
+        ("text_loss", text, 1e-9),
+        ("vision_loss", vision, SINGLE),
+        ("contrastive_loss", contrastive, SINGLE),
+        ("loss", 0.7 * fusion + 0.4 * text + 0.3 * vision + 0.2 * contrastive, SINGLE),
     ]:
-        assert outputs[name].item() == pytest.approx(float(expected), rel=1e-9), name
+        assert outputs[name].item() == pytest.approx(float(expected), rel=tolerance), name
 
 
 def test_zero_weight_turns_a_loss_off():

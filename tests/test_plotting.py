@@ -96,7 +96,9 @@ class TestWithMatplotlib:
     def test_heat_maps_of_one_entity_share_a_scale(self, image):
         strong, weak = np.full((2, 2), 0.2), np.full((4, 4), 0.0125)
         heatmaps = [{"words": (3, 4), "image": i, "heatmap": heat} for i, heat in enumerate((strong, weak))]
-        panels = [axes for axes in plot_entities(WORDS, ENTITIES, [image, image], heatmaps).axes if len(axes.images) == 2]
+        panels = [
+            axes for axes in plot_entities(WORDS, ENTITIES, [image, image], heatmaps).axes if len(axes.images) == 2
+        ]
         assert "80% of its attention" in panels[0].get_title() and "20% of its attention" in panels[1].get_title()
         np.testing.assert_allclose(panels[0].images[1].get_array(), 1.0)
         np.testing.assert_allclose(panels[1].images[1].get_array(), 0.25)

@@ -514,7 +514,9 @@ def _draw_background(side: int, main: _Color, back: _Color, background: str, rng
     return canvas
 
 
-def _draw_clutter(draw: PIL.ImageDraw.ImageDraw, side: int, main: _Color, back: _Color, style: _Style, rng: random.Random) -> None:
+def _draw_clutter(
+    draw: PIL.ImageDraw.ImageDraw, side: int, main: _Color, back: _Color, style: _Style, rng: random.Random
+) -> None:
     """Scenery: waves, scattered marks or loose strokes over the whole picture, and nothing to name."""
     width = max(2, round(style[4] * side * 0.6))
     color = _mix(main, back, rng.uniform(0.0, 0.4))
