@@ -27,6 +27,8 @@ from vtfusion.training.arguments import DataArguments, ModelArguments, VTFusionT
 
 def load_model(args: ModelArguments, label_names: list[str]) -> tuple[Any, Any]:
     """The model and its processor, from a VTFusion checkpoint or from two encoders."""
+    import os
+
     from transformers import AutoImageProcessor, AutoTokenizer
 
     from vtfusion import VTFusionForTokenClassification, VTFusionProcessor
@@ -58,6 +60,10 @@ def load_model(args: ModelArguments, label_names: list[str]) -> tuple[Any, Any]:
             contrastive_loss_weight=args.contrastive_loss_weight,
             **labels,
         )
+        for config in (model.config.text_config, model.config.vision_config):
+            # A Hub id tells where an encoder comes from; a folder of this machine tells others nothing.
+            if os.path.isdir(config.name_or_path):
+                config.name_or_path = os.path.basename(os.path.normpath(config.name_or_path))
         tokenizer = AutoTokenizer.from_pretrained(args.text_model, **trust)
         if tokenizer.pad_token is None:
             # a language model that was never batched; the mask hides the padding
