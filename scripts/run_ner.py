@@ -11,7 +11,8 @@ python scripts/run_ner.py \
     --learning_rate 5e-5 --fusion_learning_rate 5e-4 --num_train_epochs 5 \
     --output_dir outputs/ner
 
-On two processes: `accelerate launch --num_processes 2 scripts/run_ner.py …`. Testing alone: give `--model_name_or_path`
+On two processes: `accelerate launch --num_processes 2 scripts/run_ner.py …`; on CPUs
+`accelerate launch --multi_gpu --num_processes 2 scripts/run_ner.py … --use_cpu True --ddp_backend gloo`. Testing alone: give `--model_name_or_path`
 and only `--test_file`. The text-only twin of a run: the same command with `--text_only`.
 
 Writes to `output_dir`: the model with its processor and code, `results.json`, `test_report.txt` and

@@ -169,10 +169,11 @@ def test_two_processes_give_the_metrics_of_one(sample, tmp_path):
     options = ["--model_name_or_path", start, "--train_sampling_strategy", "sequential"]
     one = run(sample, tmp_path / "one", *options)
     launcher = (
-        sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1",
+        sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
         "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0",
     )  # fmt: skip
-    two = run(sample, tmp_path / "two", *options, "--per_device_train_batch_size", "4", launcher=launcher)
+    options += ["--per_device_train_batch_size", "4", "--ddp_backend", "gloo"]
+    two = run(sample, tmp_path / "two", *options, launcher=launcher)
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-3)
     for split in ("validation", "test"):
         for condition, scores in one[split].items():
