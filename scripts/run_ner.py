@@ -61,7 +61,8 @@ def load_model(args: ModelArguments, label_names: list[str]) -> tuple[Any, Any]:
             contrastive_loss_weight=args.contrastive_loss_weight,
             **labels,
         )
-        for config in (model.config.text_config, model.config.vision_config):
+        parts: list[Any] = [model.config.text_config, model.config.vision_config]
+        for config in parts:
             # A Hub id tells where an encoder comes from; a folder of this machine tells others nothing.
             if os.path.isdir(config.name_or_path):
                 config.name_or_path = os.path.basename(os.path.normpath(config.name_or_path))
