@@ -77,7 +77,8 @@ class DataArguments:
     )
     image_conditions: list[str] = field(
         default_factory=lambda: ["true", "none"],
-        metadata={"help": "Test with these images: any of true, shuffled, blank, none."},
+        # checked before the training, not after it
+        metadata={"help": "Images to test with.", "choices": ["true", "shuffled", "blank", "none"]},
     )
     feature_cache_dir: str | None = field(
         default=None, metadata={"help": "Where features of a frozen vision encoder are kept between runs."}
