@@ -37,6 +37,9 @@ class VTFusionConfig(PreTrainedConfig):
             Dropout on what a fusion layer adds.
         classifier_dropout (`float`, *optional*, defaults to 0.1):
             Dropout before a task head.
+        image_dropout (`float`, *optional*, defaults to 0.0):
+            Probability with which a row loses all its images in a training step, so that the model stays good on rows
+            without one. A row that loses them gets the text-only result, as any row without an image.
         temperature_init (`float`, *optional*, defaults to 0.1):
             Initial temperature \\(\tau\\) of every head: attention is softmax(cosine / \\(\tau\\)).
         fusion_loss_weight (`float`, *optional*, defaults to 1.0):
@@ -101,6 +104,7 @@ class VTFusionConfig(PreTrainedConfig):
         fusion_hidden_act: str = "gelu",
         fusion_dropout: float = 0.1,
         classifier_dropout: float = 0.1,
+        image_dropout: float = 0.0,
         temperature_init: float = 0.1,
         fusion_loss_weight: float = 1.0,
         text_loss_weight: float = 0.5,
@@ -130,6 +134,8 @@ class VTFusionConfig(PreTrainedConfig):
             )
         if temperature_init <= 0:
             raise ValueError(f"`temperature_init` must be positive, got {temperature_init}.")
+        if not 0 <= image_dropout < 1:
+            raise ValueError(f"`image_dropout` must be at least 0 and below 1, got {image_dropout}.")
         weights = {
             "fusion_loss_weight": fusion_loss_weight,
             "text_loss_weight": text_loss_weight,
@@ -146,6 +152,7 @@ class VTFusionConfig(PreTrainedConfig):
         self.fusion_hidden_act = fusion_hidden_act
         self.fusion_dropout = fusion_dropout
         self.classifier_dropout = classifier_dropout
+        self.image_dropout = image_dropout
         self.temperature_init = temperature_init
         self.fusion_loss_weight = fusion_loss_weight
         self.text_loss_weight = text_loss_weight

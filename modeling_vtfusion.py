@@ -677,6 +677,10 @@ class VTFusionModel(VTFusionPreTrainedModel):
         if features is None:
             return VTFusionModelOutput(**result)
 
+        if self.training and self.config.image_dropout > 0:
+            keeps = torch.rand(features.shape[0], 1, device=features.device) >= self.config.image_dropout
+            shape = (features.shape[0], features.shape[1] * features.shape[2])
+            visual_mask = keeps.expand(shape) if visual_mask is None else visual_mask & keeps
         text_mask = None if attention_mask is None else attention_mask.bool()
         has_image = None if visual_mask is None else visual_mask.any(dim=-1)
         normed_text = self.text_norm(text)

@@ -6,12 +6,16 @@ Needs matplotlib, the optional extra `plots`. Figures are made with `matplotlib.
 so that they neither pile up in memory nor open a window; save them with `figure.savefig(...)`.
 """
 
+import os
+import textwrap
 import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import PIL.Image
+
+from ..training.ablation import TEXT_ONLY, AblationReport, Difference
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -189,6 +193,80 @@ def plot_gate(words: Sequence[str], gates: Sequence[float] | np.ndarray) -> "Fig
         axes.grid(axis="y", color="#E3E3E3", linewidth=0.8)
         axes.set_axisbelow(True)
     return figure
+
+
+def plot_ablation(report: AblationReport) -> "Figure":
+    """
+    Draws the differences of an image ablation as a forest plot: a point for the mean over seeds, a bar for its
+    interval, small marks for the single seeds, and a line at no difference. The two that decide come first, overall
+    and for each part of the score; the other comparisons follow.
+
+    Args:
+        report ([`~training.ablation.AblationReport`]): What to draw.
+
+    Returns:
+        `matplotlib.figure.Figure`: The figure, with one axes; in points (hundredths) of the score.
+
+    Raises:
+        `ImportError`: If matplotlib is not installed.
+    """
+    _require_matplotlib()
+    from matplotlib.figure import Figure
+
+    deciding = [("true", "shuffled"), ("true", TEXT_ONLY)]
+    groups: list[list[Difference]] = [
+        [d for d in report.differences if (d.first, d.second) == pair] for pair in deciding
+    ]
+    groups.append([d for d in report.differences if (d.first, d.second) not in deciding and d.metric == report.metric])
+    lines = sum(len(group) + 1 for group in groups if group)
+    figure = Figure(figsize=(_WIDTH, 1.5 + 0.27 * lines), facecolor="white", layout="constrained")
+    axes = figure.subplots()
+    place, ticks, names = 0.0, [], []
+    for group in groups:
+        for difference in group:
+            main = difference.metric == report.metric
+            color = _PALETTE[0] if main else "#7A7A7A"
+            mean, low, high = (100 * value for value in (difference.mean, difference.low, difference.high))
+            axes.plot([low, high], [place, place], color=color, linewidth=2.2 if main else 1.4, solid_capstyle="butt")
+            axes.plot([mean], [place], marker="s" if main else "o", markersize=7 if main else 5, color=color)
+            if len(difference.by_seed) > 1:
+                seeds = [100 * value for value in difference.by_seed]
+                axes.plot(seeds, [place + 0.25] * len(seeds), "|", markersize=5, color=color, alpha=0.8)
+            ticks.append(place)
+            names.append(difference.name if main else difference.metric)
+            place += 1
+        place += 0.7 if group else 0
+    axes.axvline(0, color=_INK, linewidth=0.8)
+    axes.set_yticks(ticks, names)
+    for label in axes.get_yticklabels():
+        label.set_parse_math(False)
+    axes.set_ylim(place - 0.4, -0.9)
+    axes.set_xlabel(
+        f"difference in {report.metric}, points; mean and {100 * report.confidence:g} % interval"
+        + (", ticks: single seeds" if len(report.seeds) > 1 else "")
+    )
+    axes.set_title("\n".join(textwrap.wrap(report.verdict, 105)), loc="left", fontsize=10, parse_math=False)
+    axes.grid(axis="x", color="#E3E3E3", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+    return figure
+
+
+def save_ablation(report: AblationReport, folder: str | os.PathLike) -> None:
+    """
+    Draws a report into `image_ablation.png`; says so where matplotlib is not installed.
+
+    Args:
+        report ([`~training.ablation.AblationReport`]): What to draw.
+        folder (`str` or `os.PathLike`): Where to.
+    """
+    try:
+        figure = plot_ablation(report)
+    except ImportError as error:
+        print(f"No figure of the ablation: {error}")
+        return
+    figure.savefig(os.path.join(folder, "image_ablation.png"), dpi=130)
 
 
 # Checks --------------------------------------------------------------------------------------------------------------

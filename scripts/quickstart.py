@@ -51,7 +51,7 @@ def main(args: QuickstartArguments) -> dict[str, Any]:
     ceiling = text_only_ceiling(dataset["test"])
     print(f"Synthetic test set: without its pictures no model can pass a strict entity F1 of {100 * ceiling:.1f}")
 
-    results = run_ner.main(
+    results = run_ner.run(
         ModelArguments(
             text_model=str(text_folder),
             vision_model=str(vision_folder),

@@ -58,6 +58,8 @@ def test_unknown_model_type_raises():
         ({"num_fusion_heads": 0}, "`num_fusion_heads` must be at least 1, got 0"),
         ({"temperature_init": 0.0}, "`temperature_init` must be positive, got 0.0"),
         ({"temperature_init": -1.0}, "`temperature_init` must be positive"),
+        ({"image_dropout": 1.0}, "`image_dropout` must be at least 0 and below 1, got 1.0"),
+        ({"image_dropout": -0.1}, "`image_dropout` must be at least 0"),
         ({"fusion_loss_weight": -0.1}, "`fusion_loss_weight` must not be negative, got -0.1"),
         ({"text_loss_weight": -0.1}, "`text_loss_weight` must not be negative"),
         ({"vision_loss_weight": -0.1}, "`vision_loss_weight` must not be negative"),

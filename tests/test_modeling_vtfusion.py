@@ -315,6 +315,29 @@ def test_no_nan_without_images(vision, mask):
     assert_finite_gradients(model)
 
 
+@pytest.mark.parametrize("mask", [False, True])
+def test_image_dropout_takes_all_images_of_some_rows_in_training_only(mask):
+    rate, rows = 0.3, 400
+    model = make_model(image_dropout=rate, **NO_DROPOUT)
+    for module in model.modules():  # the text encoder's own dropout would hide which rows are equal
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    torch.manual_seed(0)
+    inputs = {
+        "input_ids": torch.randint(3, VOCAB, (rows, 3)),
+        "visual_embeds": torch.randn(rows, 2, 3, model.config.visual_hidden_size),
+    }
+    if mask:
+        inputs["image_mask"] = torch.ones(rows, 2, dtype=torch.long)
+    with_images = run(model, **inputs).logits
+    text_only = run(model, input_ids=inputs["input_ids"]).logits
+    trained = run(model.train(), **inputs).logits
+    lost = (trained == text_only).all(-1).all(-1)
+    assert 0.2 < lost.float().mean() < 0.4
+    torch.testing.assert_close(trained[~lost], with_images[~lost])
+    assert not torch.isclose(with_images, text_only).all(-1).all(-1).any()
+
+
 def test_row_without_image_gives_the_fused_branch_no_gradient():
     model = make_model(vision_loss_weight=0.0)
     inputs = tiny_inputs("precomputed")

@@ -28,12 +28,12 @@ def run(sample: Path, output: Path, *extra: str, launcher: tuple[str, ...] = (sy
     command = [*launcher, str(SCRIPTS / "run_ner.py"), "--dataset_name", str(sample / "data")]
     if "--model_name_or_path" not in extra:
         command += ["--text_model", str(sample / "text"), "--vision_model", str(sample / "vision")]
+        command += ["--fusion_hidden_size", "16"]
     defaults = {
         "--output_dir": str(output),
         "--num_train_epochs": "1",
         "--per_device_train_batch_size": "8",
         "--learning_rate": "1e-3",
-        "--fusion_hidden_size": "16",
         "--logging_steps": "1",
         "--feature_cache_dir": str(output / "features"),
         "--use_cpu": "True",
@@ -44,7 +44,8 @@ def run(sample: Path, output: Path, *extra: str, launcher: tuple[str, ...] = (sy
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run([*command, *extra], capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    results = json.loads((output / "results.json").read_text())
+    ablation = "--image_ablation" in extra
+    results = json.loads((output / ("image_ablation.json" if ablation else "results.json")).read_text())
     results["stdout"] = done.stdout
     return results
 
@@ -81,6 +82,29 @@ def test_trained_encoders_and_test_alone(sample, tmp_path):
     trained = run(sample, tmp_path / "a", "--freeze_vision", "False", "--num_fusion_layers", "2")
     again = run(sample, tmp_path / "b", "--model_name_or_path", str(tmp_path / "a"), "--num_train_epochs", "0")
     assert again["test"] == trained["test"]
+
+
+def test_image_ablation_is_the_runs_side_by_side_and_goes_on(sample, tmp_path):
+    report = run(sample, tmp_path, "--image_ablation", "--seeds", "3", "4", "--image_dropout", "0.2")
+    assert report["seeds"] == [3, 4] and report["num_examples"] == 24
+    assert report["verdict"] in report["stdout"]
+    assert (tmp_path / "image_ablation.md").read_text().strip() in report["stdout"]
+    assert (tmp_path / "image_ablation.png").stat().st_size > 10_000
+    # the same scores as the runs themselves printed, and as one run alone with that seed
+    for place, seed in enumerate((3, 4)):
+        fused = json.loads((tmp_path / f"seed-{seed}" / "fused" / "results.json").read_text())["test"]
+        twin = json.loads((tmp_path / f"seed-{seed}" / "text_only" / "results.json").read_text())["test"]
+        expected = {**{name: scores["f1"] for name, scores in fused.items()}, "text_only": twin["none"]["f1"]}
+        assert {name: scores["F1"][place] for name, scores in report["scores"].items()} == pytest.approx(expected)
+        assert report["scores"]["true"]["LOC"][place] == pytest.approx(fused["true"]["LOC_f1"])
+        assert not list((tmp_path / f"seed-{seed}").glob("*/checkpoint-*"))
+    model = VTFusionForTokenClassification.from_pretrained(tmp_path / "seed-3" / "fused")
+    assert model.config.image_dropout == 0.2
+
+    (tmp_path / "seed-4" / "text_only" / "results.json").unlink()  # as if it had been stopped there
+    again = run(sample, tmp_path, "--image_ablation", "--seeds", "3", "4", "--image_dropout", "0.2")
+    assert again["stdout"].count("done before") == 3
+    assert again["scores"] == report["scores"] and again["differences"] == report["differences"]
 
 
 def test_text_only_twin_is_a_plain_token_classifier(sample, tmp_path):

@@ -1,6 +1,7 @@
 """Command-line arguments that the task scripts share, for `HfArgumentParser`."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from typing import Any
 
 from transformers import TrainingArguments
 
@@ -26,28 +27,50 @@ class ModelArguments:
             "help": "Keep the vision encoder as it is. Its features are then computed once for each image and cached."
         },
     )
-    fusion_hidden_size: int = field(default=256, metadata={"help": "Width of the space that text and image share."})
-    num_fusion_layers: int = field(default=1, metadata={"help": "Number of fusion layers."})
-    num_fusion_heads: int = field(default=4, metadata={"help": "Number of heads of a fusion layer."})
-    fusion_dropout: float = field(default=0.1, metadata={"help": "Dropout in the fusion layers."})
-    fusion_loss_weight: float = field(default=1.0, metadata={"help": "Weight of L_ct, the loss of text with image."})
-    text_loss_weight: float = field(default=0.5, metadata={"help": "Weight of L_t, the loss of the text alone."})
-    vision_loss_weight: float = field(
-        default=0.1, metadata={"help": "Weight of L_v, the loss of what the image positions predict."}
+    fusion_hidden_size: int | None = field(
+        default=None, metadata={"help": "Width of the space that text and image share; a new model has 256."}
     )
-    contrastive_loss_weight: float = field(
-        default=0.0, metadata={"help": "Weight of the contrastive loss between text and image."}
+    num_fusion_layers: int | None = field(
+        default=None, metadata={"help": "Number of fusion layers; a new model has 1."}
+    )
+    num_fusion_heads: int | None = field(
+        default=None, metadata={"help": "Number of heads of a fusion layer; a new model has 4."}
+    )
+    fusion_dropout: float | None = field(
+        default=None, metadata={"help": "Dropout in the fusion layers; a new model has 0.1."}
+    )
+    image_dropout: float | None = field(
+        default=None,
+        metadata={
+            "help": "Probability with which a text loses its images in a training step, so that the model stays good "
+            "without; a new model has 0."
+        },
+    )
+    fusion_loss_weight: float | None = field(
+        default=None, metadata={"help": "Weight of L_ct, the loss of text with image; a new model has 1."}
+    )
+    text_loss_weight: float | None = field(
+        default=None, metadata={"help": "Weight of L_t, the loss of the text alone; a new model has 0.5."}
+    )
+    vision_loss_weight: float | None = field(
+        default=None,
+        metadata={"help": "Weight of L_v, the loss of what the image positions predict; a new model has 0.1."},
+    )
+    contrastive_loss_weight: float | None = field(
+        default=None, metadata={"help": "Weight of the contrastive loss between text and image; a new model has 0."}
     )
     max_length: int | None = field(
         default=None,
         metadata={"help": "Tokens in a window; longer texts become several. By default what the text encoder takes."},
     )
-    window_stride: int = field(default=64, metadata={"help": "Tokens that neighbouring windows share."})
+    window_stride: int | None = field(
+        default=None, metadata={"help": "Tokens that neighbouring windows share; a new model has 64."}
+    )
 
 
 @dataclass
-class DataArguments:
-    """Which data: the same flags in every script."""
+class SourceArguments:
+    """Where the texts are: the same flags in every script, with the names of what the loaders in `data.py` take."""
 
     dataset_name: str | None = field(
         default=None, metadata={"help": "A data set on the Hub, or a folder saved by `save_to_disk`."}
@@ -62,6 +85,16 @@ class DataArguments:
     tags_column: str | None = field(default=None, metadata={"help": "Column of the tags."})
     image_column: str | None = field(default=None, metadata={"help": "Column of the image or images."})
     image_folder: str | None = field(default=None, metadata={"help": "Folder that relative image paths start from."})
+
+    def source(self) -> dict[str, Any]:
+        """The arguments of a loader."""
+        return {field.name: getattr(self, field.name) for field in fields(SourceArguments)}
+
+
+@dataclass
+class DataArguments(SourceArguments):
+    """Which data, and how it is prepared."""
+
     max_images: int = field(default=4, metadata={"help": "Images of a text beyond this number are left out."})
     max_train_samples: int | None = field(default=None, metadata={"help": "Use only the first rows, for a try."})
     max_eval_samples: int | None = field(default=None, metadata={"help": "The same for validation and test."})
@@ -91,6 +124,22 @@ class DataArguments:
         metadata={"help": "Best tag of each word, or the best valid IOB2 sequence.", "choices": ["argmax", "viterbi"]},
     )
     num_proc: int | None = field(default=None, metadata={"help": "Processes that tokenize."})
+
+
+@dataclass
+class AblationArguments:
+    """Did the image help? The study that answers it."""
+
+    image_ablation: bool = field(
+        default=False,
+        metadata={
+            "help": "Train the model and its text-only twin for every seed, test them with the true, shuffled, blank and "
+            "no image, and say whether the image helped. A study that was interrupted goes on where it stopped."
+        },
+    )
+    seeds: list[int] = field(
+        default_factory=lambda: [0, 1, 2], metadata={"help": "Seeds of the trainings of `image_ablation`."}
+    )
 
 
 @dataclass

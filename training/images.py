@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import torch
-from datasets import Dataset, Features, List, Value, config, load_from_disk
-from transformers import PreTrainedModel
+from datasets import Dataset, DatasetDict, Features, List, Value, config, load_from_disk
+from transformers import PreTrainedModel, TrainingArguments
 from transformers.utils import logging
 
 from ..modeling_vtfusion import VTFusionPreTrainedModel
 from ..processing_vtfusion import VTFusionProcessor, decode_image
+from .arguments import DataArguments
 
 logger = logging.get_logger(__name__)
 
@@ -136,6 +137,55 @@ class ImageStore:
                 logger.warning("%s: counts as no image.", error)
                 bad.add(key)
         return bad
+
+
+def prepare_images(
+    dataset: DatasetDict,
+    model: VTFusionPreTrainedModel,
+    processor: VTFusionProcessor,
+    data_args: DataArguments,
+    training_args: TrainingArguments,
+) -> tuple[dict[str, list[RowKeys]], ImageStore, "FeatureCache | None"]:
+    """
+    Gets the images of all splits ready: with a frozen vision encoder their features are computed or found in the
+    cache, else every image is decoded once, so that a broken one shows before the training.
+
+    Args:
+        dataset (`DatasetDict`): splits with or without a column `images`.
+        model ([`VTFusionPreTrainedModel`]): its vision encoder computes the features; moved to the device for that.
+        processor ([`VTFusionProcessor`]): prepares the images.
+        data_args ([`DataArguments`]): `text_only`, `max_images`, `on_bad_image`, `feature_cache_dir`, `feature_dtype`.
+        training_args (`TrainingArguments`): the device, and which process goes first.
+
+    Returns:
+        `tuple` of, by split, the keys of the images of each row (unreadable ones are left out); the [`ImageStore`];
+        and the [`FeatureCache`], `None` where the vision encoder is trained or there is no image.
+    """
+    store = ImageStore()
+    keys: dict[str, list[RowKeys]] = {}
+    for split, rows in dataset.items():
+        keys[split] = [None] * len(rows) if data_args.text_only else store.add_split(split, rows, data_args.max_images)
+    bad: set[str] = set()
+    cache = None
+    encoder = model.base_model.vision_model
+    if len(store) > 0 and any(parameter.requires_grad for parameter in encoder.parameters()):
+        bad = store.find_bad(data_args.on_bad_image)
+    elif len(store) > 0:
+        with training_args.main_process_first(desc="vision features"):
+            cache = FeatureCache(
+                model.to(training_args.device), processor, data_args.feature_cache_dir, data_args.feature_dtype
+            )
+            bad = cache.add(store, [*store.keys(), BLANK_KEY], data_args.on_bad_image)
+    if bad:
+        keys = {
+            split: [[key for key in row or [] if key not in bad] or None for row in rows]
+            for split, rows in keys.items()
+        }
+    if training_args.process_index == 0 and not data_args.text_only:
+        for split, rows in keys.items():
+            print(f"{split}: {sum(row is not None for row in rows):,} of {len(rows):,} texts have an image")
+        print(f"{len(store):,} different images, {len(bad)} of them unreadable and left out")
+    return keys, store, cache
 
 
 def apply_condition(rows: Sequence[RowKeys], condition: str, seed: int = 0) -> list[RowKeys]:

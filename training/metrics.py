@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from .tags import split_tag
 
 if TYPE_CHECKING:
@@ -143,3 +145,52 @@ def entity_report(results: dict[str, Any], digits: int = 2) -> str:
     rule = "-" * len(lines[0])
     cuts = [lines[:1], lines[1 : 1 + len(rows)], lines[1 + len(rows) :]]
     return f"\n{rule}\n".join("\n".join(cut) for cut in cuts if cut)
+
+
+def entity_counts(
+    predictions: Sequence[Sequence[str]], references: Sequence[Sequence[str]], entity_types: Sequence[str]
+) -> np.ndarray:
+    """
+    What strict entity scores are made of, text by text, so that they can be resampled.
+
+    Args:
+        predictions (`Sequence[Sequence[str]]`): Predicted IOB2 tags of each text.
+        references (`Sequence[Sequence[str]]`): True IOB2 tags of each text, as many for each.
+        entity_types (`Sequence[str]`): The types, such as `["LOC", "PER"]`.
+
+    Returns:
+        `np.ndarray` of shape `(texts, types, 3)`: right, predicted and true entities.
+    """
+    from seqeval.scheme import IOB2, Entities
+
+    index = {name: position for position, name in enumerate(entity_types)}
+    counts = np.zeros((len(references), len(entity_types), 3), dtype=np.int64)
+    for row, (guess, true) in enumerate(zip(predictions, references, strict=True)):
+        found, wanted = (
+            {(entity.tag, entity.start, entity.end) for entity in Entities([list(tags)], IOB2).entities[0]}
+            for tags in (guess, true)
+        )
+        for place, entities in enumerate((found & wanted, found, wanted)):
+            for tag, _, _ in entities:
+                counts[row, index[tag], place] += 1
+    return counts
+
+
+def entity_f1_scores(totals: np.ndarray, entity_types: Sequence[str]) -> dict[str, np.ndarray]:
+    """
+    F1 over all entities and by type from sums of [`entity_counts`]; 0 where there is nothing to find and nothing found.
+
+    Args:
+        totals (`np.ndarray` of shape `(n, types, 3)`): The sums.
+        entity_types (`Sequence[str]`): The types.
+
+    Returns:
+        `dict[str, np.ndarray]`: `"F1"` and one entry for each type, of shape `(n,)`.
+    """
+
+    def f1(counts: np.ndarray) -> np.ndarray:
+        right, size = counts[..., 0], counts[..., 1] + counts[..., 2]
+        return np.divide(2 * right, size, out=np.zeros(size.shape), where=size > 0)
+
+    by_type = {name: f1(totals[:, index]) for index, name in enumerate(entity_types)}
+    return {"F1": f1(totals.sum(axis=1)), **by_type}

@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,7 +14,7 @@ from transformers import EvalPrediction
 
 from ..processing_vtfusion import TextRow, VTFusionBatch, VTFusionProcessor, read_text
 from .images import RowKeys
-from .metrics import compute_entity_metrics
+from .metrics import compute_entity_metrics, entity_counts
 
 
 def encode_windows(
@@ -147,3 +148,26 @@ class WordEvaluator:
                     ],
                 }
                 file.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+
+def read_entity_counts(folder: str | os.PathLike, entity_types: Sequence[str]) -> dict[str, np.ndarray]:
+    """
+    Reads the `results.json` and `test_predictions.jsonl` of a run as counts that can be resampled, see
+    [`entity_counts`].
+
+    Args:
+        folder (`str` or `os.PathLike`): the run's `output_dir`.
+        entity_types (`Sequence[str]`): the types.
+
+    Returns:
+        `dict[str, np.ndarray]`: for each image condition of the test an array of shape `(texts, types, 3)`.
+    """
+    conditions = list(json.loads(Path(folder, "results.json").read_text(encoding="utf-8"))["test"])
+    with open(Path(folder, "test_predictions.jsonl"), encoding="utf-8") as file:
+        records = [json.loads(line) for line in file]
+    columns = ["predicted_tags", *(f"predicted_tags_{name}" for name in conditions[1:])]
+    true = [record["ner_tags"] for record in records]
+    return {
+        condition: entity_counts([record[column] for record in records], true, entity_types)
+        for condition, column in zip(conditions, columns, strict=True)
+    }

@@ -1,0 +1,81 @@
+"""From arguments to a model with its processor: what a flag changes in a new model and in a checkpoint."""
+
+import pytest
+
+from vtfusion import VTFusionForTokenClassification
+from vtfusion.training.arguments import ModelArguments
+from vtfusion.training.loading import load_model
+from vtfusion.training.sample_data import build_sample_dataset, build_tiny_encoders
+
+NAMES = ["O", "B-LOC", "I-LOC"]
+
+
+@pytest.fixture(scope="module")
+def encoders(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("encoders")
+    build_tiny_encoders(folder, build_sample_dataset(num_train=8, num_validation=4, num_test=4, image_size=32), 0, 32)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def checkpoint(encoders, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("checkpoint")
+    args = ModelArguments(
+        text_model=str(encoders / "text"), vision_model=str(encoders / "vision"), fusion_hidden_size=16,
+        image_dropout=0.25, text_loss_weight=0.75, max_length=32, window_stride=8,
+    )  # fmt: skip
+    model, processor = load_model(VTFusionForTokenClassification, args, NAMES)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+def test_flags_reach_a_new_model(checkpoint):
+    model, processor = load_model(
+        VTFusionForTokenClassification, ModelArguments(model_name_or_path=str(checkpoint)), NAMES
+    )
+    config = model.config
+    assert (config.fusion_hidden_size, config.image_dropout, config.text_loss_weight) == (16, 0.25, 0.75)
+    assert (config.num_fusion_layers, config.vision_loss_weight) == (1, 0.1)  # left out: the model's own defaults
+    assert (processor.window_length, processor.window_stride) == (32, 8)
+    assert config.id2label == dict(enumerate(NAMES))
+
+
+def test_flags_change_a_checkpoint_and_what_is_left_out_stays(checkpoint):
+    args = ModelArguments(model_name_or_path=str(checkpoint), image_dropout=0.5, max_length=16)
+    model, processor = load_model(VTFusionForTokenClassification, args, NAMES)
+    assert (model.config.image_dropout, model.config.text_loss_weight) == (0.5, 0.75)
+    assert (processor.window_length, processor.window_stride) == (16, 8)
+
+
+@pytest.mark.parametrize("flag", ["fusion_hidden_size", "num_fusion_layers", "num_fusion_heads"])
+def test_shapes_of_a_checkpoint_cannot_change(checkpoint, flag):
+    args = ModelArguments(model_name_or_path=str(checkpoint), **{flag: 4})
+    with pytest.raises(ValueError, match=f"`{flag}` cannot change"):
+        load_model(VTFusionForTokenClassification, args, NAMES)
+
+
+def test_other_labels_get_a_new_head(checkpoint):
+    args = ModelArguments(model_name_or_path=str(checkpoint))
+    model, _ = load_model(VTFusionForTokenClassification, args, [*NAMES, "B-PER", "I-PER"])
+    assert model.classifier.weight.shape[0] == 5
+
+
+def test_freezing(encoders):
+    args = ModelArguments(text_model=str(encoders / "text"), vision_model=str(encoders / "vision"), freeze_text=True)
+    model, _ = load_model(VTFusionForTokenClassification, args, NAMES)
+    trained = {name.split(".")[1] for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert "text_model" not in trained and "vision_model" not in trained
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ({}, "Give `text_model` and `vision_model`, or a VTFusion model"),
+        ({"text_model": "a"}, "Give `text_model` and `vision_model`"),
+        ({"model_name_or_path": "a", "text_model": "b"}, "not both"),
+    ],
+)
+def test_unclear_choices_raise(args, message):
+    with pytest.raises(ValueError, match=message):
+        load_model(VTFusionForTokenClassification, ModelArguments(**args), NAMES)

@@ -1,0 +1,104 @@
+"""From command-line arguments to a model with its processor, for every task script."""
+
+import os
+from typing import Any, TypeVar
+
+from transformers import AutoImageProcessor, AutoTokenizer
+
+from ..modeling_vtfusion import VTFusionPreTrainedModel
+from ..processing_vtfusion import VTFusionProcessor
+from .arguments import ModelArguments
+
+# What decides the shapes of the weights cannot change in a model that has them.
+_SHAPES = ("fusion_hidden_size", "num_fusion_layers", "num_fusion_heads")
+_SETTINGS = (
+    "fusion_dropout",
+    "image_dropout",
+    "fusion_loss_weight",
+    "text_loss_weight",
+    "vision_loss_weight",
+    "contrastive_loss_weight",
+)
+
+Model = TypeVar("Model", bound=VTFusionPreTrainedModel)
+
+
+def load_model(
+    model_class: type[Model], args: ModelArguments, label_names: list[str]
+) -> tuple[Model, VTFusionProcessor]:
+    """
+    The model and its processor: a VTFusion checkpoint to go on with, or two encoders joined.
+
+    Args:
+        model_class (`type`): a head, such as [`VTFusionForTokenClassification`].
+        args ([`ModelArguments`]): what to load. Flags that were left out keep what a checkpoint has.
+        label_names (`list[str]`): the labels. A head for others gets new weights.
+
+    Returns:
+        `tuple` of the model and its [`VTFusionProcessor`].
+
+    Raises:
+        `ValueError`: neither or both of checkpoint and encoders are given, or a flag does not fit a checkpoint.
+    """
+    labels: dict[str, Any] = {"id2label": dict(enumerate(label_names)), "label2id": {name: i for i, name in enumerate(label_names)}}
+    chosen = {name: getattr(args, name) for name in (*_SHAPES, *_SETTINGS) if getattr(args, name) is not None}
+    if args.model_name_or_path is not None:
+        model, processor = _load_checkpoint(model_class, args, chosen, labels)
+    else:
+        model, processor = _join_encoders(model_class, args, chosen, labels)
+    if args.freeze_text:
+        model.freeze_text_encoder()
+    if args.freeze_vision:
+        model.freeze_vision_encoder()
+    return model, processor
+
+
+def _load_checkpoint(
+    model_class: type[Model], args: ModelArguments, chosen: dict[str, Any], labels: dict[str, Any]
+) -> tuple[Model, VTFusionProcessor]:
+    if args.text_model or args.vision_model:
+        raise ValueError("Give `model_name_or_path`, or `text_model` and `vision_model`, not both.")
+    fixed = [name for name in _SHAPES if name in chosen]
+    if fixed:
+        raise ValueError(
+            f"`{'`, `'.join(fixed)}` cannot change: the weights of {args.model_name_or_path} have their shapes. Leave "
+            "it out, or start from `text_model` and `vision_model`."
+        )
+    processor = VTFusionProcessor.from_pretrained(args.model_name_or_path, revision=args.model_revision)
+    if args.max_length is not None:
+        processor.window_length = args.max_length
+    if args.window_stride is not None:
+        processor.window_stride = args.window_stride
+    model = model_class.from_pretrained(
+        args.model_name_or_path, revision=args.model_revision, ignore_mismatched_sizes=True, **chosen, **labels
+    )
+    return model, processor
+
+
+def _join_encoders(
+    model_class: type[Model], args: ModelArguments, chosen: dict[str, Any], labels: dict[str, Any]
+) -> tuple[Model, VTFusionProcessor]:
+    if args.text_model is None or args.vision_model is None:
+        raise ValueError("Give `text_model` and `vision_model`, or a VTFusion model as `model_name_or_path`.")
+    trust = {"trust_remote_code": args.trust_remote_code}
+    model = model_class.from_vision_text_pretrained(
+        args.vision_model, args.text_model, vision_kwargs=trust, text_kwargs=trust, **chosen, **labels
+    )
+    parts: list[Any] = [model.config.text_config, model.config.vision_config]
+    for config in parts:
+        # A Hub id tells where an encoder comes from; a folder of this machine tells others nothing.
+        if os.path.isdir(config.name_or_path):
+            config.name_or_path = os.path.basename(os.path.normpath(config.name_or_path))
+    tokenizer = AutoTokenizer.from_pretrained(args.text_model, **trust)
+    if tokenizer.pad_token is None:
+        # a language model that was never batched; the mask hides the padding
+        tokenizer.pad_token = tokenizer.eos_token
+    limits = [tokenizer.model_max_length, getattr(model.config.text_config, "max_position_embeddings", None)]
+    stride = {} if args.window_stride is None else {"window_stride": args.window_stride}
+    processor = VTFusionProcessor(
+        image_processor=AutoImageProcessor.from_pretrained(args.vision_model, **trust),
+        tokenizer=tokenizer,
+        window_length=args.max_length or min(limit for limit in limits if limit),
+        **stride,
+    )
+    return model, processor
