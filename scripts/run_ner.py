@@ -36,25 +36,6 @@ from vtfusion.training.arguments import (
 )
 
 
-def load_data(model_args: ModelArguments, data_args: DataArguments) -> Any:
-    """All splits, cut to `max_…_samples`."""
-    from transformers import AutoConfig
-
-    from vtfusion.training.data import load_token_classification_dataset
-
-    label_names = None
-    if model_args.model_name_or_path is not None and data_args.train_file is None and data_args.dataset_name is None:
-        # only files to test on: their labels are the model's
-        trained = AutoConfig.from_pretrained(model_args.model_name_or_path, revision=model_args.model_revision)
-        label_names = [trained.id2label[index] for index in range(trained.num_labels)]
-    dataset = load_token_classification_dataset(**data_args.source(), label_names=label_names)
-    for split in dataset:
-        limit = data_args.max_train_samples if split == "train" else data_args.max_eval_samples
-        if limit is not None:
-            dataset[split] = dataset[split].select(range(min(limit, len(dataset[split]))))
-    return dataset
-
-
 def run(
     model_args: ModelArguments, data_args: DataArguments, training_args: VTFusionTrainingArguments
 ) -> dict[str, Any]:
@@ -72,7 +53,7 @@ def run(
     from vtfusion.training.images import apply_condition, prepare_images
     from vtfusion.training.loading import load_model
     from vtfusion.training.metrics import entity_report
-    from vtfusion.training.token_classification import WordEvaluator, encode_windows, with_image_keys
+    from vtfusion.training.token_classification import WordEvaluator, encode_windows, load_splits, with_image_keys
     from vtfusion.training.trainer import VTFusionTrainer
     from vtfusion.training.versions import package_versions
 
@@ -84,7 +65,7 @@ def run(
 
     # ---- data, model, images
     with training_args.main_process_first(desc="loading the data"):
-        dataset = load_data(model_args, data_args)
+        dataset = load_splits(data_args, model_args.model_name_or_path, model_args.model_revision)
     label_names = next(iter(dataset.values())).features["ner_tags"].feature.names
     model, processor = load_model(VTFusionForTokenClassification, model_args, label_names)
     started = time.perf_counter()
@@ -184,9 +165,9 @@ def ablate(
     from vtfusion.training.ablation import ablate_images
     from vtfusion.training.metrics import entity_f1_scores
     from vtfusion.training.tags import split_tag
-    from vtfusion.training.token_classification import read_entity_counts
+    from vtfusion.training.token_classification import load_splits, read_entity_counts
 
-    dataset = load_data(model_args, data_args)
+    dataset = load_splits(data_args, model_args.model_name_or_path, model_args.model_revision)
     if "test" not in dataset or "train" not in dataset:
         raise ValueError("`image_ablation` needs a split to train on and one to test on.")
     tags = dataset["test"].features["ner_tags"].feature.names

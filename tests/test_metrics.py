@@ -4,11 +4,18 @@ import subprocess
 import sys
 import textwrap
 
+import numpy as np
 import pytest
 from seqeval.metrics import classification_report
 from seqeval.scheme import IOB2
 
-from vtfusion.training.metrics import compute_entity_metrics, entity_report, load_entity_f1
+from vtfusion.training.metrics import (
+    compute_entity_metrics,
+    entity_counts,
+    entity_f1_scores,
+    entity_report,
+    load_entity_f1,
+)
 
 TYPES = ("LOC", "MISC", "ORG", "PER")
 
@@ -66,6 +73,26 @@ def test_same_as_plain_python_and_as_seqeval(seed):
         assert metrics[start + "precision"] == pytest.approx(report[name]["precision"])
         assert metrics[start + "recall"] == pytest.approx(report[name]["recall"])
         assert metrics[start + "f1"] == pytest.approx(report[name]["f1-score"])
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_counts_by_text_add_up_to_the_scores(seed):
+    predictions, references = noisy_data(seed)
+    counts = entity_counts(predictions, references, TYPES)
+    assert counts.shape == (60, 4, 3)
+    for row, (guess, true) in enumerate(zip(predictions, references, strict=True)):
+        found, wanted = entities(guess), entities(true)
+        assert counts[row].sum(axis=0).tolist() == [len(found & wanted), len(found), len(wanted)]
+    halves = np.stack([counts.sum(axis=0), counts[:30].sum(axis=0)])
+    f1 = entity_f1_scores(halves, TYPES)
+    for place, rows in enumerate((60, 30)):
+        metrics = compute_entity_metrics(predictions[:rows], references[:rows])
+        assert f1["F1"][place] == pytest.approx(metrics["f1"], abs=1e-12)
+        assert all(f1[name][place] == pytest.approx(metrics[f"{name}_f1"], abs=1e-12) for name in TYPES)
+
+
+def test_f1_of_nothing_is_zero():
+    assert entity_f1_scores(np.zeros((1, 2, 3)), ["LOC", "PER"]) == {"F1": [0.0], "LOC": [0.0], "PER": [0.0]}
 
 
 def test_worked_by_hand():

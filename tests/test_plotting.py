@@ -5,7 +5,8 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from vtfusion.app.plotting import plot_entities, plot_gate
+from vtfusion.app.plotting import plot_ablation, plot_entities, plot_gate, save_ablation
+from vtfusion.training.ablation import TEXT_ONLY, AblationReport, Difference
 
 WORDS = ["We", "finally", "saw", "Kelda", "Tarn", "and", "Mirano", "."]
 
@@ -25,6 +26,30 @@ def entity(group, first, last, region=None, score=0.9):
 
 
 ENTITIES = [entity("LOC", 3, 4, {"image": 0, "box": (8, 16, 40, 48), "score": 0.7}), entity("PER", 6, 6)]
+
+
+def ablation():
+    pairs = [("true", "shuffled"), ("true", TEXT_ONLY), ("true", "blank"), ("true", "none"), ("none", TEXT_ONLY)]
+    differences = [
+        Difference(first, second, metric, 0.01 * place, 0.01 * place - 0.02, 0.01 * place + 0.02, 0.5, (0.0, 0.02 * place))
+        for place, (first, second) in enumerate(pairs)
+        for metric in ("F1", "LOC")
+    ]  # fmt: skip
+    return AblationReport("F1", (0, 1), 100, 60, 0.9, {"true": {"F1": [0.5, 0.6]}}, differences)
+
+
+def test_missing_matplotlib_is_said_by_the_ablation(monkeypatch, tmp_path, capsys):
+    real_import = builtins.__import__
+
+    def no_matplotlib(name, *args, **kwargs):
+        if name.split(".")[0] == "matplotlib":
+            raise ImportError("No module named 'matplotlib'")
+        return real_import(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", no_matplotlib)
+    save_ablation(ablation(), tmp_path)
+    assert "No figure of the ablation" in capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_missing_matplotlib_names_the_extra(monkeypatch):
@@ -232,6 +257,24 @@ class TestWithMatplotlib:
             plot_entities(WORDS, **{"entities": [], **arguments})
         with pytest.raises(ValueError, match="one value per word"):
             plot_gate(WORDS, [0.1])
+
+    def test_forest_plot_draws_every_comparison_at_its_place(self, tmp_path):
+        [axes] = plot_ablation(ablation()).axes
+        names = [label.get_text() for label in axes.get_yticklabels()]
+        # the two that decide with their parts, then the others
+        assert names == [
+            "true image − shuffled image", "LOC", "true image − text-only twin", "LOC",
+            "true image − blank image", "true image − no image", "no image − text-only twin",
+        ]  # fmt: skip
+        bars = [line.get_xdata() for line in axes.lines if line.get_linestyle() == "-" and len(line.get_xdata()) == 2]
+        bars = [bar for bar in bars if bar[0] != bar[1]]
+        assert [pytest.approx(tuple(bar)) for bar in bars] == [
+            (-2, 2), (-2, 2), (-1, 3), (-1, 3), (0, 4), (1, 5), (2, 6),
+        ]  # fmt: skip
+        assert "90 % interval" in axes.get_xlabel()
+        assert axes.get_title(loc="left").replace("\n", " ") == ablation().verdict
+        save_ablation(ablation(), tmp_path)
+        assert PIL.Image.open(tmp_path / "image_ablation.png").width > 1000
 
     def test_global_state_is_untouched(self):
         import sys

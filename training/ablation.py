@@ -285,8 +285,8 @@ class AblationReport:
         return cls(**{**values, "seeds": tuple(values["seeds"])}, differences=differences)
 
 
-def _signed(value: float) -> str:
-    return f"{100 * value:+.1f}".replace("-", "−")
+def _signed(value: float, digits: int = 1) -> str:
+    return f"{100 * value:+.{digits}f}".replace("-", "−")
 
 
 def _percent(share: float) -> str:
@@ -299,10 +299,10 @@ def _mean_and_deviation(values: Sequence[float]) -> str:
 
 
 def _row(difference: Difference, name: str) -> str:
-    ends = f"{_signed(difference.low)} … {_signed(difference.high)}"
-    by_seed = ", ".join(_signed(value) for value in difference.by_seed)
+    ends = f"{_signed(difference.low, 2)} … {_signed(difference.high, 2)}"
+    by_seed = ", ".join(_signed(value, 2) for value in difference.by_seed)
     p_value = "< 0.001" if difference.p_value < 0.001 else f"{difference.p_value:.3f}"
-    return f"| {name} | {_signed(difference.mean)} | {ends} | {p_value} | {by_seed} |"
+    return f"| {name} | {_signed(difference.mean, 2)} | {ends} | {p_value} | {by_seed} |"
 
 
 def compare_conditions(

@@ -40,7 +40,10 @@ def load_model(
     Raises:
         `ValueError`: neither or both of checkpoint and encoders are given, or a flag does not fit a checkpoint.
     """
-    labels: dict[str, Any] = {"id2label": dict(enumerate(label_names)), "label2id": {name: i for i, name in enumerate(label_names)}}
+    labels: dict[str, Any] = {
+        "id2label": dict(enumerate(label_names)),
+        "label2id": {name: i for i, name in enumerate(label_names)},
+    }
     chosen = {name: getattr(args, name) for name in (*_SHAPES, *_SETTINGS) if getattr(args, name) is not None}
     if args.model_name_or_path is not None:
         model, processor = _load_checkpoint(model_class, args, chosen, labels)
