@@ -1,58 +1,216 @@
 #!/usr/bin/env python
 """
-Gives each text of a data set the pictures of an image bank whose names are among its words, and saves the result for
-`--dataset_name` of the task scripts. Only words are read, never labels.
+Gives each text of a data set pictures from an image bank, and saves the result for `--dataset_name` of the task scripts.
+Only words are read to choose them, never labels.
+
+By the names among the words:
 
 python scripts/pair_images.py \
     --train_file conll2003/train.txt --validation_file conll2003/valid.txt --test_file conll2003/test.txt \
     --image_bank entity-image-bank --output_dir outputs/conll2003-paired
 
-An image bank is a folder with `metadata.jsonl`, a row for each picture: `image`, `name`, and, as you like, `aliases` (a
-list) and `kind`.
+By the meaning of captions (a text encoder), or of the pictures themselves (a dual encoder such as
+`openai/clip-vit-base-patch32`); needs `pip install vtfusion[retrieval]`:
+
+python scripts/pair_images.py --strategy retrieval --text_model sentence-transformers/all-MiniLM-L6-v2 \
+    --train_file conll2003/train.txt --validation_file conll2003/valid.txt --test_file conll2003/test.txt \
+    --image_bank flickr8k-1000 --top_k 1 --score_threshold 0.3 --output_dir outputs/conll2003-retrieved
+
+As a file says: `--strategy manifest --manifest_file pairs.jsonl`, with lines such as
+`{"split": "train", "row": 0, "image": "images/1.jpg"}` (or `"id"` in place of `"row"`). Controls: `--strategy random`,
+`blank` and `none`.
+
+An image bank is a folder with `metadata.jsonl`, a row for each picture: `image`, `name` or `captions` (a list) or both, and,
+as you like, `aliases` (a list), `kind` and `id`.
+
+Writes to `output_dir`: the data set with the columns `images`, `image_ids`, `image_scores` and `pairing_strategy`;
+`pairing_report.json` and `pairing_report.md` with the coverage of each split; `contact_sheet.html` and, where matplotlib is
+installed, `contact_sheet.png`.
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from transformers import HfArgumentParser
+
+from vtfusion.training.arguments import SourceArguments
+
+# What a strategy needs, and what else it takes. All other flags of this list are refused: one that did nothing would
+# pass for one that did.
+_NEEDS = {
+    "manifest": ("manifest_file",),
+    "lexicon": ("image_bank",),
+    "retrieval": ("image_bank", "text_model"),
+    "random": ("image_bank",),
+    "blank": (),
+    "none": (),
+}
+_TAKES = {
+    "manifest": ("id_column", "embed_images"),
+    "lexicon": ("kinds", "match_case", "max_images", "embed_images"),
+    "retrieval": ("kinds", "revision", "trust_remote_code", "batch_size", "top_k", "score_threshold", "embed_images"),
+    "random": ("kinds", "max_images", "embed_images"),
+    "blank": (),
+    "none": (),
+}
 
 
 @dataclass
 class PairingArguments:
-    image_bank: str = field(metadata={"help": "Folder with pictures and metadata.jsonl."})
-    output_dir: str = field(metadata={"help": "Where the paired data set is saved."})
-    dataset_name: str | None = field(default=None, metadata={"help": "A data set on the Hub, or a saved folder."})
-    dataset_config_name: str | None = field(default=None, metadata={"help": "Its configuration."})
-    train_file: str | None = field(default=None, metadata={"help": "CoNLL columns, .jsonl, .csv or .parquet."})
-    validation_file: str | None = field(default=None, metadata={"help": "As `train_file`."})
-    test_file: str | None = field(default=None, metadata={"help": "As `train_file`."})
-    max_images: int = field(default=1, metadata={"help": "At most so many pictures for a text."})
+    output_dir: str = field(metadata={"help": "Where the paired data set, the report and the contact sheet go."})
+    strategy: str = field(
+        default="lexicon",
+        metadata={
+            "help": "How pictures are chosen: by a file, by names among the words, by an encoder, or controls.",
+            "choices": ["manifest", "lexicon", "retrieval", "random", "blank", "none"],
+        },
+    )
+    image_bank: str | None = field(
+        default=None, metadata={"help": "lexicon, retrieval, random: folder with pictures and metadata.jsonl."}
+    )
     kinds: list[str] | None = field(
-        default=None, metadata={"help": "Kinds of pictures to use, the most wanted first. By default all."}
+        default=None,
+        metadata={
+            "help": "lexicon, retrieval, random: kinds of pictures to use, the most wanted first. Default: all."
+        },
     )
+    max_images: int | None = field(
+        default=None, metadata={"help": "lexicon, random: at most so many pictures for a text. Default: 1."}
+    )
+    match_case: str | None = field(
+        default=None,
+        metadata={
+            "help": "lexicon: names start with a capital letter in the text (default), may be in any case, or are written "
+            "exactly as in the bank.",
+            "choices": ["capital", "ignore", "exact"],
+        },
+    )
+    manifest_file: str | None = field(
+        default=None, metadata={"help": "manifest: .jsonl or .csv with `row` or `id`, `image`, `split`, `score`."}
+    )
+    id_column: str | None = field(default=None, metadata={"help": "manifest: column of the ids. Default: id."})
+    text_model: str | None = field(
+        default=None, metadata={"help": "retrieval: text encoder or dual encoder, a folder or a Hub id."}
+    )
+    revision: str | None = field(default=None, metadata={"help": "retrieval: branch, tag or commit of the encoder."})
+    trust_remote_code: bool | None = field(
+        default=None, metadata={"help": "retrieval: whether to run code that comes with the encoder."}
+    )
+    batch_size: int | None = field(
+        default=None, metadata={"help": "retrieval: texts or pictures in a call of the encoder. Default: 64."}
+    )
+    top_k: int | None = field(
+        default=None, metadata={"help": "retrieval: at most so many pictures for a text. Default: 1."}
+    )
+    score_threshold: float | None = field(
+        default=None, metadata={"help": "retrieval: leave out pictures with a lower cosine. Default: none is."}
+    )
+    seed: int = field(default=0, metadata={"help": "Of random pictures, and of the texts on the contact sheet."})
+    num_proc: int | None = field(default=None, metadata={"help": "Processes that pair (lexicon) and write."})
+    embed_images: bool | None = field(
+        default=None,
+        metadata={
+            "help": "Copy the files of the pictures into the rows (default), so that the folder needs nothing else, or "
+            "(False) keep their paths, which saves disk."
+        },
+    )
+    contact_sheet_rows: int = field(default=24, metadata={"help": "Texts on the contact sheet; 0 for no sheet."})
 
 
-def main(args: PairingArguments) -> None:
-    from datasets import DatasetDict
+def check_flags(args: PairingArguments) -> None:
+    """Refuses flags that the strategy does not use, and asks for those that it needs."""
+    needed, taken = _NEEDS[args.strategy], _TAKES[args.strategy]
+    for name in dict.fromkeys(name for names in (*_NEEDS.values(), *_TAKES.values()) for name in names):
+        given = getattr(args, name) is not None
+        if given and name not in (*needed, *taken):
+            users = [strategy for strategy in _NEEDS if name in (*_NEEDS[strategy], *_TAKES[strategy])]
+            raise ValueError(f"--{name} has no use in --strategy {args.strategy}, only in {', '.join(users)}.")
+        if not given and name in needed:
+            raise ValueError(f"--strategy {args.strategy} needs --{name}.")
+    for name, least in (("contact_sheet_rows", 0), ("num_proc", 1)):
+        value = getattr(args, name)
+        if value is not None and value < least:
+            raise ValueError(f"--{name} must be at least {least}, got {value}.")
 
+
+def main(source_args: SourceArguments, args: PairingArguments) -> None:
+    check_flags(args)
+
+    import dataclasses
+    import json
+    import os
+    import time
+    from pathlib import Path
+
+    from transformers.utils import logging
+
+    from vtfusion.app.contact_sheet import contact_sheet_html, draw_sheet_rows, plot_contact_sheet, sheet_note
+    from vtfusion.training import pairing
     from vtfusion.training.data import load_token_classification_dataset
-    from vtfusion.training.pairing import ImageBank, pair_dataset
+    from vtfusion.training.image_bank import ImageBank
+    from vtfusion.training.pairing_report import coverage_report, label_analysis, pairing_markdown
+    from vtfusion.training.retrieval import Embedder, ImageRetriever
+    from vtfusion.training.versions import package_versions
 
-    dataset = load_token_classification_dataset(
-        dataset_name=args.dataset_name,
-        dataset_config_name=args.dataset_config_name,
-        train_file=args.train_file,
-        validation_file=args.validation_file,
-        test_file=args.test_file,
-    )
-    bank = ImageBank.from_folder(args.image_bank)
-    paired = DatasetDict()
-    for split, rows in dataset.items():
-        paired[split] = pair_dataset(rows, bank, args.max_images, args.kinds)
-        count = sum(1 for ids in paired[split]["image_ids"] if ids)
-        print(f"{split}: {count:,} of {len(rows):,} texts have a picture ({count / max(len(rows), 1):.1%})")
-    paired.save_to_disk(args.output_dir)
+    started = time.perf_counter()
+    dataset = load_token_classification_dataset(**source_args.source())
+
+    # ---- pairs, from the words alone
+    def given(*names: str) -> dict[str, Any]:
+        return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+
+    bank: Any = None
+    if args.image_bank is not None:
+        bank = ImageBank.from_folder(args.image_bank, **given("kinds", "match_case"))
+    if args.strategy == "manifest":
+        paired = pairing.pair_by_manifest(dataset, **given("manifest_file", "id_column", "num_proc"))
+    elif args.strategy == "lexicon":
+        paired = pairing.pair_by_lexicon(dataset, bank, **given("max_images", "num_proc"))
+    elif args.strategy == "retrieval":
+        embedder = Embedder.from_pretrained(
+            str(args.text_model), **given("revision", "trust_remote_code", "batch_size")
+        )
+        retriever = ImageRetriever(bank, embedder)
+        paired = pairing.pair_by_retrieval(dataset, retriever, **given("top_k", "score_threshold", "num_proc"))
+    elif args.strategy == "random":
+        paired = pairing.pair_at_random(dataset, bank, **given("max_images", "seed", "num_proc"))
+    elif args.strategy == "blank":
+        paired = pairing.pair_with_blank(dataset, **given("num_proc"))
+    else:
+        paired = pairing.pair_with_none(dataset, **given("num_proc"))
+    pairing.save_paired_dataset(paired, args.output_dir, **given("embed_images", "num_proc"))
+
+    # ---- report: the labels are read here for the first time, when the pairs lie on the disk
+    settings = {**dataclasses.asdict(source_args), **dataclasses.asdict(args)}
+    report: dict[str, Any] = {
+        "strategy": args.strategy,
+        "settings": {name: value for name, value in settings.items() if value is not None},
+        "seconds": round(time.perf_counter() - started, 1),
+        "versions": package_versions(),
+        "coverage": coverage_report(paired),
+        "label_analysis": label_analysis(paired),
+    }
+    output = Path(args.output_dir)
+    text = json.dumps(report, indent=2, ensure_ascii=False)
+    (output / "pairing_report.json").write_text(text + "\n", encoding="utf-8")
+    (output / "pairing_report.md").write_text(pairing_markdown(report), encoding="utf-8")
+    for split, part in report["coverage"].items():
+        print(
+            f"{split}: {part['texts_with_image']:,} of {part['texts']:,} texts have a picture ({part['coverage']:.1%})"
+        )
+
+    # ---- contact sheet
+    if args.contact_sheet_rows:
+        rows = draw_sheet_rows(paired, args.contact_sheet_rows, args.seed)
+        title = f"{os.path.basename(os.path.normpath(args.output_dir))}: {args.strategy}"
+        note = sheet_note(paired, len(rows), args.seed)
+        (output / "contact_sheet.html").write_text(contact_sheet_html(rows, title, note), encoding="utf-8")
+        try:
+            plot_contact_sheet(rows, title, note).savefig(output / "contact_sheet.png")
+        except ImportError as error:  # the HTML page shows the same
+            logging.get_logger("pair_images").warning("contact_sheet.png is left out: %s", error)
     print(f"Saved to {args.output_dir}")
 
 
 if __name__ == "__main__":
-    main(HfArgumentParser(PairingArguments).parse_args_into_dataclasses()[0])
+    main(*HfArgumentParser((SourceArguments, PairingArguments)).parse_args_into_dataclasses())

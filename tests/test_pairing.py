@@ -1,145 +1,398 @@
+import io
 import json
+from pathlib import Path
 
+import numpy as np
+import PIL.Image
 import pytest
-from datasets import ClassLabel, Dataset, Features, Image, List, Value
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Value, load_from_disk
 
+from test_retrieval import text_model
 from vtfusion.training.data import load_token_classification_dataset
-from vtfusion.training.pairing import BankImage, ImageBank, fold, pair_dataset
+from vtfusion.training.image_bank import BankImage, ImageBank
+from vtfusion.training.images import BLANK_KEY, ImageStore
+from vtfusion.training.pairing import (
+    pair_at_random,
+    pair_by_lexicon,
+    pair_by_manifest,
+    pair_by_retrieval,
+    pair_with_blank,
+    pair_with_none,
+    save_paired_dataset,
+)
+from vtfusion.training.retrieval import Embedder, ImageRetriever
 
-ROWS = [
-    {"image": "images/flag_ge.jpg", "kind": "flag", "name": "Georgia", "aliases": ["Georgian"]},
-    {"image": "images/state_ga.jpg", "kind": "state", "name": "Georgia", "aliases": []},
-    {"image": "images/flag_us.jpg", "kind": "flag", "name": "United States of America", "aliases": ["United States"]},
-    {"image": "images/atletico.jpg", "kind": "club", "name": "Atlético Madrid", "aliases": ["Madrid"]},
-    {"image": "images/nothing.jpg", "name": "it"},
-]
+LABELS = ["O", "B-LOC", "I-LOC", "B-ORG", "I-ORG"]
+NAMES = ["Georgia", "Madrid", "United States"]
+TRAIN = [["Georgia", "met", "Madrid", "in", "Georgia"], ["no", "name"], ["Madrid"]]
+TEST = [["the", "United", "States"], ["fox"]]
+
+
+def tagged(tags_of):
+    features = Features(
+        {"id": Value("string"), "tokens": List(Value("string")), "ner_tags": List(ClassLabel(names=LABELS))}
+    )
+
+    def split(texts, prefix):
+        rows = [
+            {"id": f"{prefix}{row}", "tokens": words, "ner_tags": tags_of(words)} for row, words in enumerate(texts)
+        ]
+        return Dataset.from_list(rows, features=features)
+
+    return DatasetDict({"train": split(TRAIN, "a"), "test": split(TEST, "b")})
 
 
 @pytest.fixture
-def folder(tmp_path):
-    (tmp_path / "images").mkdir()
-    for row in ROWS:
-        (tmp_path / row["image"]).write_bytes(b"not an image: nothing here opens it")
-    write(tmp_path, ROWS)
-    return tmp_path
+def texts():
+    return tagged(lambda words: [0] * len(words))
 
 
-def write(folder, rows):
-    (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+@pytest.fixture
+def bank(tmp_path):
+    rng = np.random.default_rng(0)
+    images = []
+    for place, name in enumerate(NAMES):
+        path = tmp_path / f"{place}.png"
+        PIL.Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)).save(path)
+        images.append(BankImage(f"picture{place}", str(path), name))
+    return ImageBank(images)
 
 
-def found(bank, words, **kwargs):
-    return [(match.text, match.image.image_id) for match in bank.match(words.split(), **kwargs)]
+@pytest.fixture
+def retriever(bank):
+    return ImageRetriever(bank, Embedder(*text_model("bert")))
 
 
-def test_matching_worked_by_hand(folder):
-    bank = ImageBank.from_folder(folder)
-    assert len(bank) == 5
-    assert found(bank, "the Georgian team beat ATLETICO MADRID .") == [
-        ("Georgian", "flag_ge"),
-        ("ATLETICO MADRID", "atletico"),
+@pytest.fixture
+def manifest(tmp_path, bank):
+    lines = [
+        {"split": "train", "row": 2, "image": "1.png", "score": 0.5},
+        {"split": "train", "row": 0, "image": "2.png"},
+        {"split": "test", "row": 1, "image": "0.png"},
+        {"split": "train", "row": 2, "image": "0.png"},
+        {"split": "test", "row": 0, "image": None},
     ]
-    assert found(bank, "United States of America") == [("United States of America", "flag_us")]  # longest first
-    assert found(bank, "United States of Madrid") == [("United States", "flag_us"), ("Madrid", "atletico")]
-    assert found(bank, "in georgia , it rains") == []  # no capital
-    assert found(bank, "It rains") == [("It", "nothing")]  # no rule for the first word of a sentence
-    assert found(bank, "") == []
-    assert bank.match(["", "Georgia"])[0].start == 1
-    match = bank.match(["in", "Atletico", "Madrid"])[0]
-    assert (match.start, match.end, match.image.kind) == (1, 3, "club")
-    assert match.image.path == str(folder / "images" / "atletico.jpg")
+    return write(tmp_path / "pairs.jsonl", lines)
 
 
-def test_kinds_filter_and_give_the_order(folder):
-    bank = ImageBank.from_folder(folder)
-    assert found(bank, "Georgia") == [("Georgia", "flag_ge")]
-    assert found(bank, "Georgia", kinds=["state", "flag"]) == [("Georgia", "state_ga")]
-    assert found(bank, "Georgia", kinds=["flag", "state"]) == [("Georgia", "flag_ge")]
-    assert found(bank, "Georgia Madrid", kinds=["state"]) == [("Georgia", "state_ga")]
+def write(path, lines):
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    return path
 
 
-def test_runs_are_no_longer_than_asked_for():
-    bank = ImageBank([BankImage("x", "x.jpg", "A b c d e f g")], max_words=6)
-    assert found(bank, "A b c d e f g") == []
-    assert found(ImageBank(bank.images, max_words=7), "A b c d e f g") == [("A b c d e f g", "x")]
+def pair(strategy, texts, bank, retriever, manifest, **kwargs):
+    match strategy:
+        case "manifest":
+            return pair_by_manifest(texts, manifest, **kwargs)
+        case "lexicon":
+            return pair_by_lexicon(texts, bank, max_images=2, **kwargs)
+        case "retrieval":
+            return pair_by_retrieval(texts, retriever, top_k=2, **kwargs)
+        case "random":
+            return pair_at_random(texts, bank, max_images=2, **kwargs)
+        case "blank":
+            return pair_with_blank(texts, **kwargs)
+        case "none":
+            return pair_with_none(texts, **kwargs)
 
 
-def test_fold():
-    assert fold("Atlético  MADRID") == fold("atletico madrid") == "atletico madrid"
-    assert fold("Straße") == "strasse"
+every_strategy = pytest.mark.parametrize("strategy", ["manifest", "lexicon", "retrieval", "random", "blank", "none"])
+NEW = ["images", "image_ids", "image_scores", "pairing_strategy"]
 
 
-def test_pair_dataset(folder):
-    bank = ImageBank.from_folder(folder)
-    tokens = [["Georgia", "met", "Madrid", "in", "Georgia"], ["no", "name"], ["Madrid"]]
-    dataset = Dataset.from_dict({"tokens": tokens, "id": [7, 8, 9]})
+@every_strategy
+def test_labels_are_never_read(strategy, bank, retriever, manifest):
+    def columns(paired):
+        return {
+            split: part.select_columns([name for name in part.column_names if name not in ("id", "ner_tags")])[:]
+            for split, part in paired.items()
+        }
 
-    paired = pair_dataset(dataset, bank)
-    assert paired.features["images"] == List(Image(decode=False))
-    assert paired["image_ids"][:] == [["flag_ge"], [], ["atletico"]]
-    assert paired["images"][:] == [
-        [{"bytes": None, "path": str(folder / "images" / "flag_ge.jpg")}],
-        None,
-        [{"bytes": None, "path": str(folder / "images" / "atletico.jpg")}],
+    rng = np.random.default_rng(0)
+    ways = [
+        lambda words: [0] * len(words),
+        lambda words: [1] * len(words),
+        lambda words: rng.integers(0, 5, len(words)).tolist(),
     ]
-    assert paired["tokens"][:] == tokens and paired["id"][:] == [7, 8, 9]
-
-    assert pair_dataset(dataset, bank, max_images=5)["image_ids"][0] == ["flag_ge", "atletico"]  # each picture once
-    assert pair_dataset(dataset, bank, kinds=["state"])["image_ids"][:] == [["state_ga"], [], []]
-
-
-def test_labels_are_never_read(folder):
-    bank = ImageBank.from_folder(folder)
-    tokens = [["Georgia", "met", "Madrid"], ["no", "name"], ["United", "States"]]
-    features = Features(
-        {"tokens": List(Value("string")), "ner_tags": List(ClassLabel(names=["O", "B-LOC", "I-LOC", "B-ORG"]))}
-    )
-    tags = [[[1, 0, 3], [0, 0], [1, 2]], [[0, 3, 1], [2, 1], [0, 0]], [[0, 0, 0], [0, 0], [0, 0]]]
-    results = [
-        pair_dataset(Dataset.from_dict({"tokens": tokens, "ner_tags": t}, features=features), bank)["images"][:]
-        for t in tags
-    ]
+    results = [columns(pair(strategy, tagged(way), bank, retriever, manifest)) for way in ways]
     assert results[0] == results[1] == results[2]
-    assert results[0] == pair_dataset(Dataset.from_dict({"tokens": tokens}), bank)["images"][:]
+    without = DatasetDict({split: part.remove_columns("ner_tags") for split, part in tagged(ways[0]).items()})
+    assert results[0] == columns(pair(strategy, without, bank, retriever, manifest))
 
 
-def test_pair_dataset_names_what_is_wrong(folder):
-    bank = ImageBank.from_folder(folder)
-    with pytest.raises(ValueError, match=r"no column 'tokens'\. It has: words"):
-        pair_dataset(Dataset.from_dict({"words": [["a"]]}), bank)
-    with pytest.raises(ValueError, match="column 'images' already"):
-        pair_dataset(Dataset.from_dict({"tokens": [["a"]], "images": [None]}), bank)
-    with pytest.raises(ValueError, match="at least 1"):
-        pair_dataset(Dataset.from_dict({"tokens": [["a"]]}), bank, max_images=0)
-    with pytest.raises(ValueError, match="no image of the kind 'map'"):
-        pair_dataset(Dataset.from_dict({"tokens": [["a"]]}), bank, kinds=["map"])
+@every_strategy
+def test_every_strategy_gives_the_same_columns(strategy, texts, bank, retriever, manifest):
+    paired = pair(strategy, texts, bank, retriever, manifest)
+    assert list(paired) == ["train", "test"]
+    for split, part in paired.items():
+        assert part.select_columns(texts[split].column_names)[:] == texts[split][:]  # what was there is untouched
+        added = [name for name in part.column_names if name not in texts[split].column_names]
+        assert added == NEW + (["image_spans"] if strategy == "lexicon" else [])
+        assert part.features["images"] == List(Image(decode=False))
+        assert part.features["image_ids"] == List(Value("string"))
+        assert part.features["image_scores"] == List(Value("float32"))
+        assert set(part["pairing_strategy"]) == {strategy}
+        for row in part:
+            assert len(row["image_ids"]) == len(row["image_scores"]) == len(row["images"] or [])
+            assert row["images"] is None or row["images"]
+
+
+@pytest.mark.parametrize("strategy", ["random", "lexicon", "retrieval"])  # the others share their code with these
+def test_two_processes_give_what_one_gives(strategy, texts, bank, retriever, manifest):
+    one = pair(strategy, texts, bank, retriever, manifest)
+    two = pair(strategy, texts, bank, retriever, manifest, num_proc=2)
+    assert [part[:] for part in one.values()] == [part[:] for part in two.values()]
+
+
+def test_lexicon_worked_by_hand(texts, bank):
+    train = pair_by_lexicon(texts, bank)["train"]
+    assert train["image_ids"][:] == [["picture0"], [], ["picture1"]]
+    assert train["image_spans"][:] == [[[0, 1]], [], [[0, 1]]]
+    assert train["image_scores"][:] == [[None], [], [None]]
+    assert train["images"][:] == [
+        [{"bytes": None, "path": bank.images[0].path}],
+        None,
+        [{"bytes": None, "path": bank.images[1].path}],
+    ]
+    both = pair_by_lexicon(texts, bank, max_images=5)
+    assert both["train"]["image_ids"][0] == ["picture0", "picture1"]  # each picture once, the leftmost first
+    assert both["train"]["image_spans"][0] == [[0, 1], [2, 3]]
+    assert both["test"]["image_spans"][:] == [[[1, 3]], []]
+
+
+def test_retrieval_is_a_search_with_a_threshold(texts, bank, retriever):
+    for split, words in (("train", TRAIN), ("test", TEST)):
+        scores, places = retriever.search([" ".join(row) for row in words], top_k=2)
+        paired = pair_by_retrieval(texts, retriever, top_k=2)[split]
+        assert paired["image_ids"][:] == [[f"picture{place}" for place in row] for row in places]
+        np.testing.assert_allclose(np.array(paired["image_scores"][:]), scores, atol=1e-6)
+        assert [[image["path"] for image in row] for row in paired["images"]] == [
+            [bank.images[place].path for place in row] for row in places
+        ]
+
+        threshold = float(np.sort(scores.flatten())[2])  # all but two of the links pass
+        kept = pair_by_retrieval(texts, retriever, top_k=2, score_threshold=threshold)[split]
+        expected = [
+            [f"picture{p}" for p, s in zip(row, row_scores, strict=True) if s >= threshold]
+            for row, row_scores in zip(places, scores, strict=True)
+        ]
+        assert kept["image_ids"][:] == expected and sum(map(len, expected)) == scores.size - 2
+    nothing = pair_by_retrieval(texts, retriever, score_threshold=1.0)["test"]
+    assert nothing["image_ids"][:] == [[], []] and nothing["images"][:] == [None, None]
+
+
+def test_random_pictures_depend_on_seed_split_and_row(texts, bank):
+    many = DatasetDict({name: Dataset.from_dict({"tokens": [["a"]] * 300}) for name in ("train", "test")})
+    first = pair_at_random(many, bank, max_images=2)
+    ids = first["train"]["image_ids"][:]
+    assert all(len(set(row)) == 2 for row in ids)
+    counts = [sum(name in row for row in ids) for name in ("picture0", "picture1", "picture2")]
+    assert sum(counts) == 600 and min(counts) > 160  # of 200 expected, with a standard deviation of 8
+    assert ids != first["test"]["image_ids"][:]
+    assert ids != pair_at_random(many, bank, max_images=2, seed=1)["train"]["image_ids"][:]
+    assert (
+        ids[:7]
+        == pair_at_random(DatasetDict({"train": many["train"].select(range(7))}), bank, max_images=2)["train"][
+            "image_ids"
+        ][:]
+    )
+
+
+def test_blank_is_the_blank_of_the_image_conditions(texts):
+    paired = pair_with_blank(texts)
+    assert paired["test"]["image_ids"][:] == [["blank"], ["blank"]]
+    picture = PIL.Image.open(io.BytesIO(paired["test"]["images"][1][0]["bytes"]))
+    assert picture.mode == "RGB"
+    np.testing.assert_array_equal(np.asarray(picture), np.asarray(ImageStore().load(BLANK_KEY)))
+
+
+def test_none_gives_nothing(texts):
+    paired = pair_with_none(texts)["train"]
+    assert paired["images"][:] == [None] * 3 and paired["image_ids"][:] == [[]] * 3
+
+
+# Manifest
+
+
+def test_manifest_by_row(texts, bank, manifest):
+    paired = pair_by_manifest(texts, manifest)
+    assert paired["train"]["image_ids"][:] == [["2.png"], [], ["1.png", "0.png"]]  # in the order of the lines
+    assert paired["train"]["image_scores"][:] == [[None], [], [0.5, None]]
+    assert paired["train"]["images"][2] == [
+        {"bytes": None, "path": bank.images[1].path},
+        {"bytes": None, "path": bank.images[0].path},
+    ]
+    assert paired["test"]["image_ids"][:] == [[], ["0.png"]]
+
+
+def test_manifest_by_id_and_in_csv(texts, bank, tmp_path):
+    lines = [{"id": "b1", "image": "2.png"}, {"id": "a0", "image": "0.png", "score": 1}]
+    paired = pair_by_manifest(texts, write(tmp_path / "ids.jsonl", lines))
+    assert paired["train"]["image_ids"][:] == [["0.png"], [], []]
+    assert paired["test"]["image_ids"][:] == [[], ["2.png"]]
+
+    path = tmp_path / "ids.csv"
+    path.write_text("split,row,id,image,score,by\n,,b1,2.png,,me\n,,a0,0.png,1,me\ntrain,1,,,,me\n")
+    assert pair_by_manifest(texts, path)["train"][:] == paired["train"][:]
+
+    numbers = DatasetDict({"train": Dataset.from_dict({"tokens": [["a"], ["b"]], "number": [10, 20]})})
+    lines = [{"id": 20, "image": "0.png"}]
+    by_number = pair_by_manifest(numbers, write(tmp_path / "n.jsonl", lines), id_column="number")
+    assert by_number["train"]["image_ids"][:] == [[], ["0.png"]]
+    # one split needs no name
+    by_row = pair_by_manifest(numbers, write(tmp_path / "r.jsonl", [{"row": 1, "image": "0.png"}]))
+    assert by_row["train"]["image_ids"][:] == [[], ["0.png"]]
 
 
 @pytest.mark.parametrize(
-    ("row", "message"),
+    ("line", "message"),
     [
-        ({"image": "images/flag_ge.jpg"}, "line 2: expected a string in the field 'name'"),
-        ({"name": "Georgia"}, "line 2: expected a string in the field 'image'"),
-        ({"image": "images/flag_us.jpg", "name": "US", "aliases": "USA"}, "line 2: expected a list of strings"),
-        ({"image": "images/flag_ge.jpg", "name": "Georgia"}, "line 2: the image id 'flag_ge' was there before"),
-        (["x"], "line 2: expected a JSON object"),
+        ({"row": 0, "image": "0.png"}, "line 2: say with 'split' which of train, test the row 0 belongs to"),
+        (
+            {"split": "dev", "row": 0, "image": "0.png"},
+            "line 2, field 'split': .* no split 'dev'. It has: train, test",
+        ),
+        (
+            {"split": "test", "row": 2, "image": "0.png"},
+            "line 2, field 'row': there is no row 2 in the test split.* 2 rows",
+        ),
+        ({"split": "test", "row": -1, "image": "0.png"}, "line 2: expected the index of a row.*'row', got -1"),
+        ({"split": "test", "row": "one", "image": "0.png"}, "line 2: expected the index .*got 'one'"),
+        ({"split": "test", "row": True, "image": "0.png"}, "line 2: expected the index .*got True"),
+        ({"split": 1, "row": 1, "image": "0.png"}, "line 2: expected the name of a split .*got 1"),
+        ({"split": "test", "image": "0.png"}, "line 2: give either 'row' or 'id'"),
+        ({"row": 1, "id": "a0", "image": "0.png"}, "line 2: give either 'row' or 'id'"),
+        ({"id": ["a0"], "image": "0.png"}, "line 2: expected a string or an integer in the field 'id'"),
+        ({"id": "z9", "image": "0.png"}, "line 2, field 'id': no row of the data set has 'z9' in the column 'id'"),
+        ({"id": "a0", "split": "test", "image": "0.png"}, "line 2, field 'id': no row of the test split has 'a0'"),
+        ({"split": "test", "row": 1}, "line 2: the field 'image' is missing. For a text without a picture write null"),
+        ({"id": "a0", "image": 7}, "line 2: expected the path of a file or null in the field 'image', got 7"),
+        ({"id": "a0", "image": "http://a.b/c.png"}, "line 2: .*is a URL. Nothing is downloaded"),
+        (
+            {"id": "a0", "image": "0.png", "score": "high"},
+            "line 2: expected a number in the field 'score', got 'high'",
+        ),
+        ({"id": "a0", "image": "0.png", "score": float("nan")}, "line 2: expected a number in the field 'score'"),
+        (
+            {"id": "a1", "image": "0.png"},
+            "line 2: row 1 of the train split has the image '0.png' since line 1 already",
+        ),
+        ([1], "line 2: expected a JSON object, got list"),
     ],
 )
-def test_bad_bank_rows_are_named(folder, row, message):
-    write(folder, [ROWS[0], row])
-    with pytest.raises(ValueError, match=message):
-        ImageBank.from_folder(folder)
+def test_bad_manifest_lines_are_named(texts, bank, tmp_path, line, message):
+    path = write(tmp_path / "pairs.jsonl", [{"split": "train", "row": 1, "image": "0.png"}, line])
+    with pytest.raises(ValueError, match=r"pairs\.jsonl, " + message):
+        pair_by_manifest(texts, path)
 
 
-def test_missing_bank_files_are_named(folder):
-    with pytest.raises(FileNotFoundError, match=r"no metadata\.jsonl"):
-        ImageBank.from_folder(folder / "images")
-    write(folder, [{"image": "images/gone.jpg", "name": "Gone"}])
-    with pytest.raises(FileNotFoundError, match=r"line 1: the image file .*gone\.jpg is missing"):
-        ImageBank.from_folder(folder)
-    (folder / "metadata.jsonl").write_text("\n")
-    with pytest.raises(ValueError, match="names no image"):
-        ImageBank.from_folder(folder)
+def test_bad_manifests_are_named(texts, bank, manifest, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"gone\.jsonl does not exist"):
+        pair_by_manifest(texts, tmp_path / "gone.jsonl")
+    with pytest.raises(FileNotFoundError, match=r"line 1, field 'image': the image file .*9\.png is missing"):
+        pair_by_manifest(texts, write(tmp_path / "m.jsonl", [{"id": "a0", "image": "9.png"}]))
+    for name, content, message in [
+        ("m.txt", "x", r"must end in \.jsonl or \.csv"),
+        ("m.jsonl", "\n", "has no lines"),
+        ("m.jsonl", "{", "line 1: not valid JSON"),
+        ("m.csv", "", "line 1: expected a header .* got nothing"),
+        ("m.csv", "row,picture\n0,0.png\n", "line 1: expected a header .* got row, picture"),
+        ("m.csv", "split,row,image\ntrain,first,0.png\n", "line 2: expected the index of a row.*got 'first'"),
+    ]:
+        (tmp_path / name).write_text(content)
+        with pytest.raises(ValueError, match=message):
+            pair_by_manifest(texts, tmp_path / name)
+    with pytest.raises(ValueError, match=r"`id_column` is 'id', but .* names texts by 'row'. Leave it out"):
+        pair_by_manifest(texts, manifest, id_column="id")
+
+
+def test_ids_must_be_plain_and_clear(texts, bank, tmp_path):
+    by_id = write(tmp_path / "m.jsonl", [{"id": "x", "image": "0.png"}])
+    same = Dataset.from_dict({"tokens": [["a"], ["b"]], "id": ["x", "x"]})
+    with pytest.raises(ValueError, match=r"rows 0 and 1 of the train split both have 'x'.*Name the text by 'row'"):
+        pair_by_manifest(DatasetDict({"train": same}), by_id)
+    once = same.select([0])
+    with pytest.raises(ValueError, match=r"the splits train and test both have the id 'x'. Say which with 'split'"):
+        pair_by_manifest(DatasetDict({"train": once, "test": once}), by_id)
+    with pytest.raises(ValueError, match=r"the train split has no column 'key'.*It has: tokens, id"):
+        pair_by_manifest(DatasetDict({"train": once}), by_id, id_column="key")
+    with pytest.raises(ValueError, match=r"The column 'ner_tags' .* not strings or integers"):
+        pair_by_manifest(texts, by_id, id_column="ner_tags")
+    labelled = once.add_column("label", [0]).cast_column("label", ClassLabel(names=["x"]))
+    with pytest.raises(ValueError, match=r"The column 'label' .* not strings or integers"):
+        pair_by_manifest(DatasetDict({"train": labelled}), by_id, id_column="label")
+
+
+# Saving
+
+
+@pytest.mark.parametrize("embed_images", [True, False])
+def test_task_scripts_read_what_is_saved(texts, bank, tmp_path, embed_images):
+    paired = pair_by_lexicon(texts, bank, max_images=2)
+    save_paired_dataset(paired, tmp_path / "saved", embed_images=embed_images)
+    saved = load_from_disk(str(tmp_path / "saved"))
+    expected = List(Image(decode=False)) if embed_images else List(Value("string"))
+    assert saved["train"].features["images"] == expected
+    loaded = load_token_classification_dataset(str(tmp_path / "saved"))
+    for split in texts:
+        assert loaded[split].features["images"] == List(Image(decode=False))
+        for name in ("tokens", "ner_tags", "image_ids", "image_spans", "image_scores"):
+            assert loaded[split][name][:] == paired[split][name][:]
+        for before, after in zip(paired[split]["images"], loaded[split]["images"], strict=True):
+            files = [image["path"] for image in before or []]
+            if embed_images:
+                assert [image["bytes"] for image in after or []] == [Path(file).read_bytes() for file in files]
+            else:
+                assert [image["path"] for image in after or []] == files
+    store = ImageStore()
+    keys = store.add_split("train", loaded["train"])
+    assert [len(row or []) for row in keys] == [2, 0, 1] and len(store) == 2
+    cast = saved["train"].cast_column("images", List(Image()))
+    assert cast[0]["images"][1].size == (8, 6) and cast[1]["images"] is None
+
+
+def test_a_blank_picture_has_no_path(texts, tmp_path):
+    with pytest.raises(ValueError, match="has no file, so that there is no path to save: embed the images"):
+        save_paired_dataset(pair_with_blank(texts), tmp_path, embed_images=False)
+
+
+def test_saving_with_several_processes(texts, bank, tmp_path):
+    paired = pair_by_lexicon(texts, bank)
+    save_paired_dataset(DatasetDict({"train": paired["train"]}), tmp_path / "two", num_proc=2)
+    assert load_from_disk(str(tmp_path / "two"))["train"]["image_ids"][:] == paired["train"]["image_ids"][:]
+    assert len(list((tmp_path / "two" / "train").glob("*.arrow"))) == 2
+    one = DatasetDict({"test": paired["test"].select([0])})
+    save_paired_dataset(one, tmp_path / "one", num_proc=2)  # fewer rows than processes
+    assert load_from_disk(str(tmp_path / "one"))["test"]["image_ids"][:] == [["picture2"]]
+
+
+def test_a_format_and_a_selection_do_not_matter(texts, bank, retriever):
+    formatted = DatasetDict({split: part.with_format("numpy") for split, part in texts.items()})
+    plain = pair_by_lexicon(texts, bank)
+    assert pair_by_lexicon(formatted, bank)["train"].with_format(None)[:] == plain["train"][:]
+    by_meaning = pair_by_retrieval(formatted, retriever)["train"].with_format(None)["image_ids"][:]
+    assert by_meaning == pair_by_retrieval(texts, retriever)["train"]["image_ids"][:]
+    turned = pair_by_lexicon(DatasetDict({"train": texts["train"].select([2, 0])}), bank)["train"]
+    assert turned["id"][:] == ["a2", "a0"] and turned["image_ids"][:] == [["picture1"], ["picture0"]]
+
+
+def test_what_is_wrong_is_named(texts, bank, retriever):
+    for function in (pair_with_none, lambda texts: pair_by_retrieval(texts, retriever)):
+        with pytest.raises(ValueError, match=r"The test split has no column 'tokens'\. It has: words"):
+            function(DatasetDict({"test": Dataset.from_dict({"words": [["a"]]})}))
+        for name in ("images", "image_ids", "image_spans"):
+            with pytest.raises(ValueError, match=f"The test split has a column '{name}' already: remove it first"):
+                function(DatasetDict({"test": Dataset.from_dict({"tokens": [["a"]], name: [None]})}))
+    with pytest.raises(ValueError, match="`max_images` must be at least 1, got 0"):
+        pair_by_lexicon(texts, bank, max_images=0)
+    with pytest.raises(ValueError, match="`max_images` is 4, but the image bank has only 3 images"):
+        pair_at_random(texts, bank, max_images=4)
+    with pytest.raises(ValueError, match="`top_k` must be at least 1, got 0"):
+        pair_by_retrieval(texts, retriever, top_k=0)
+    with pytest.raises(ValueError, match="`score_threshold` is a cosine, between -1 and 1; got 30"):
+        pair_by_retrieval(texts, retriever, score_threshold=30)
+    with pytest.raises(ValueError, match=r"no names to look up, only captions. Pair by retrieval"):
+        pair_by_lexicon(texts, ImageBank([BankImage("x", "x.jpg", captions=("a fox",))]))
 
 
 def test_coverage_of_conll2003(shared_data, tmp_path):
@@ -150,5 +403,5 @@ def test_coverage_of_conll2003(shared_data, tmp_path):
     dataset = load_token_classification_dataset(
         validation_file=shared_data / "conll2003" / "valid.txt", cache_dir=tmp_path
     )
-    paired = pair_dataset(dataset["validation"], bank)
-    assert sum(images is not None for images in paired["images"]) == 1361  # of 3250; the bank's README says so too
+    paired = pair_by_lexicon(dataset, bank)["validation"]
+    assert sum(map(bool, paired["image_ids"])) == 1361  # of 3250; the bank's README says so too

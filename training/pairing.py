@@ -1,260 +1,631 @@
-"""Gives the texts of a text-only data set pictures from an image bank, by the words alone."""
+"""
+Gives the texts of a text-only data set pictures: a function for each strategy.
 
+Every strategy sees the words of a text (or, for a manifest, its row number or id) and nothing else of it, never a label:
+a picture chosen by the tags would give the answer away. What comes back is the same data set with these columns:
+
+| column | type | what |
+| --- | --- | --- |
+| `images` | `List(Image(decode=False))` | the pictures, the best one first; `None` for a text without |
+| `image_ids` | `List(string)` | their ids in the bank, or as the manifest writes them |
+| `image_scores` | `List(float32)` | cosine of a retrieved picture, `score` of a manifest, else `None` for each picture |
+| `image_spans` | `List(List(int32))` | by lexicon only: for each picture the words that name it, [first, after the last) |
+| `pairing_strategy` | `string` | how the pictures were looked for, also where none was found |
+"""
+
+import csv
+import io
 import json
+import math
 import os
-import unicodedata
-from collections.abc import Sequence
+import random
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from datasets import Dataset, Features, Image, List, Value
+import numpy as np
+import PIL.Image
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Value, concatenate_datasets
 
-# See `_CACHE_VERSION` in `data.py`: raise it when what `match` returns changes.
-_CACHE_VERSION = 1
+from .image_bank import ImageBank
+from .retrieval import ImageRetriever, search_all
+
+# See `_CACHE_VERSION` in `data.py`: raise it when what the functions below return changes.
+_CACHE_VERSION = 2
+
+STRATEGIES = ("manifest", "lexicon", "retrieval", "random", "blank", "none")
+BLANK_ID = "blank"
+
+_FEATURES = Features(
+    {
+        "images": List(Image(decode=False)),
+        "image_ids": List(Value("string")),
+        "image_scores": List(Value("float32")),
+        "pairing_strategy": Value("string"),
+    }
+)
+_SPANS = Features({"image_spans": List(List(Value("int32")))})
 
 
-@dataclass(frozen=True)
-class BankImage:
+def pair_by_lexicon(
+    dataset: DatasetDict, bank: ImageBank, max_images: int = 1, num_proc: int | None = None
+) -> DatasetDict:
     """
-    One picture of an [`ImageBank`].
-
-    Attributes:
-        image_id (`str`): The `id` of its row, or else its file name without the ending.
-        path (`str`): Its file.
-        name (`str`): What it shows.
-        aliases (`tuple[str, ...]`): Other names for that.
-        kind (`str` or `None`): The sort of picture, such as `"country_flag"`.
-    """
-
-    image_id: str
-    path: str
-    name: str
-    aliases: tuple[str, ...] = ()
-    kind: str | None = None
-
-
-@dataclass(frozen=True)
-class ImageMatch:
-    """
-    A run of words that is the name of a picture.
-
-    Attributes:
-        start (`int`): Index of the first word.
-        end (`int`): Index after the last word.
-        text (`str`): The words.
-        image (`BankImage`): The picture.
-    """
-
-    start: int
-    end: int
-    text: str
-    image: BankImage
-
-
-def fold(text: str) -> str:
-    """Text without case and accents and with single spaces: `"Atlético  MADRID"` → `"atletico madrid"`."""
-    decomposed = unicodedata.normalize("NFKD", text)
-    return " ".join("".join(c for c in decomposed if not unicodedata.combining(c)).casefold().split())
-
-
-class ImageBank:
-    """
-    Pictures that are found by name.
+    Gives each text the pictures whose names or aliases are among its words, see [`ImageBank.match`].
 
     Args:
-        images (`Sequence[BankImage]`):
-            The pictures. Where several have a name in common, the earlier one comes first.
-        max_words (`int`, defaults to 6):
-            Longest run of words that is looked up.
-
-    Example:
-
-    ```python
-    >>> from vtfusion.training.pairing import BankImage, ImageBank
-
-    >>> bank = ImageBank([BankImage("flag_de", "flag_de.jpg", "Germany", ("German",))])
-    >>> [(match.text, match.image.image_id) for match in bank.match(["EU", "rejects", "German", "call"])]
-    [('German', 'flag_de')]
-    ```
-    """
-
-    def __init__(self, images: Sequence[BankImage], max_words: int = 6):
-        self.images = list(images)
-        self.max_words = max_words
-        self._by_name: dict[str, list[BankImage]] = {}
-        for image in self.images:
-            for name in dict.fromkeys(fold(name) for name in (image.name, *image.aliases)):
-                if name:
-                    self._by_name.setdefault(name, []).append(image)
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    @classmethod
-    def from_folder(cls, path: str | os.PathLike, max_words: int = 6) -> "ImageBank":
-        """
-        Reads a folder with a `metadata.jsonl`, a row for each picture: `image` (or `file_name`; the file, relative to
-        the folder), `name`, and, as you like, `aliases` (a list), `kind` and `id`.
-
-        Raises:
-            `FileNotFoundError`: There is no `metadata.jsonl`, or a picture that it names is missing.
-            `ValueError`: A line is not as described (file, line and field are named).
-        """
-        folder = os.path.abspath(os.path.expanduser(path))
-        metadata = os.path.join(folder, "metadata.jsonl")
-        if not os.path.isfile(metadata):
-            raise FileNotFoundError(f"The image bank {folder} has no metadata.jsonl.")
-        images: dict[str, BankImage] = {}
-        with open(metadata, encoding="utf-8-sig") as file:
-            for number, line in enumerate(file, 1):
-                if not line.strip():
-                    continue
-                where = f"{metadata}, line {number}"
-                image = _read_bank_image(line, folder, where)
-                if image.image_id in images:
-                    raise ValueError(f"{where}: the image id {image.image_id!r} was there before.")
-                images[image.image_id] = image
-        if not images:
-            raise ValueError(f"{metadata} names no image.")
-        return cls(list(images.values()), max_words)
-
-    def match(self, tokens: Sequence[str], kinds: Sequence[str] | None = None) -> list[ImageMatch]:
-        """
-        Finds names of pictures among the words of a text: from left to right, at each word that starts with a capital
-        letter the longest run of words that is a name or an alias, case and accents aside. Runs do not overlap.
-
-        Args:
-            tokens (`Sequence[str]`):
-                The words.
-            kinds (`Sequence[str]`, *optional*):
-                The kinds of pictures to use, the most wanted first: it decides where pictures of several kinds have
-                the name ("Georgia"). By default all kinds, in the order of the bank.
-
-        Returns:
-            `list[ImageMatch]`: One picture for each run found.
-        """
-        folded = [fold(token) for token in tokens]
-        matches = []
-        start = 0
-        while start < len(tokens):
-            found = None
-            if tokens[start][:1].isupper():
-                for end in range(min(start + self.max_words, len(tokens)), start, -1):
-                    image = self._first(" ".join(folded[start:end]), kinds)
-                    if image is not None:
-                        found = ImageMatch(start, end, " ".join(tokens[start:end]), image)
-                        break
-            if found is None:
-                start += 1
-            else:
-                matches.append(found)
-                start = found.end
-        return matches
-
-    def _first(self, name: str, kinds: Sequence[str] | None) -> BankImage | None:
-        candidates = self._by_name.get(name, [])
-        if kinds is not None:
-            candidates = sorted((c for c in candidates if c.kind in kinds), key=lambda c: kinds.index(c.kind))
-        return candidates[0] if candidates else None
-
-
-def _read_bank_image(line: str, folder: str, where: str) -> BankImage:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{where}: not valid JSON: {error}") from None
-    if not isinstance(row, dict):
-        raise ValueError(f"{where}: expected a JSON object, got {type(row).__name__}.")
-    file_name, name, aliases = row.get("image", row.get("file_name")), row.get("name"), row.get("aliases") or []
-    if not isinstance(file_name, str) or not file_name:
-        raise ValueError(f"{where}: expected a string in the field 'image', got {file_name!r}.")
-    if not isinstance(name, str) or not name:
-        raise ValueError(f"{where}: expected a string in the field 'name', got {name!r}.")
-    if not isinstance(aliases, list) or not all(isinstance(alias, str) for alias in aliases):
-        raise ValueError(f"{where}: expected a list of strings in the field 'aliases', got {aliases!r}.")
-    path = os.path.normpath(os.path.join(folder, file_name))
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"{where}: the image file {path} is missing.")
-    image_id = row.get("id")
-    image_id = os.path.splitext(os.path.basename(file_name))[0] if image_id is None else str(image_id)
-    return BankImage(image_id, path, name, tuple(aliases), row.get("kind"))
-
-
-def pair_dataset(
-    dataset: Dataset, bank: ImageBank, max_images: int = 1, kinds: Sequence[str] | None = None
-) -> Dataset:
-    """
-    Gives each text the pictures whose names are among its words. Only `tokens` is read, never a label: a picture
-    chosen by the tags would give the answer away.
-
-    Args:
-        dataset (`Dataset`):
-            With a column `tokens` and no column `images` or `image_ids`.
+        dataset (`DatasetDict`):
+            With a column `tokens` and none of the new columns (see the top of this file).
         bank ([`ImageBank`]):
-            The pictures.
+            The pictures, with names.
         max_images (`int`, defaults to 1):
             At most so many different pictures for a text, the leftmost ones.
-        kinds (`Sequence[str]`, *optional*):
-            See [`ImageBank.match`].
+        num_proc (`int`, *optional*):
+            Processes to use.
 
     Returns:
-        `Dataset`: The same rows with `images` (`List(Image(decode=False))`, `None` where no name was found) and
-        `image_ids` (`List(Value("string"))`, empty there).
+        `DatasetDict`: The same rows with the new columns.
 
     Raises:
-        `ValueError`: `tokens` is missing, one of the new columns is there already, `max_images` is below 1, or the
-        bank has no picture of one of the kinds.
+        `ValueError`: `tokens` is missing, one of the new columns is there already, `max_images` is below 1, or the bank
+        has no names.
 
     Example:
 
     ```python
-    >>> from datasets import Dataset
-    >>> from vtfusion.training.pairing import BankImage, ImageBank, pair_dataset
+    >>> from datasets import Dataset, DatasetDict
+    >>> from vtfusion.training.image_bank import BankImage, ImageBank
+    >>> from vtfusion.training.pairing import pair_by_lexicon
 
     >>> bank = ImageBank([BankImage("flag_de", "flag_de.jpg", "Germany", ("German",))])
-    >>> pair_dataset(Dataset.from_dict({"tokens": [["German", "call"], ["no", "name"]]}), bank)["image_ids"][:]
+    >>> texts = DatasetDict({"train": Dataset.from_dict({"tokens": [["German", "call"], ["no", "name"]]})})
+    >>> pair_by_lexicon(texts, bank)["train"]["image_ids"][:]
     [['flag_de'], []]
     ```
     """
-    if "tokens" not in dataset.column_names:
-        raise ValueError(f"The data set has no column 'tokens'. It has: {', '.join(dataset.column_names)}.")
-    for name in ("images", "image_ids"):
-        if name in dataset.column_names:
-            raise ValueError(f"The data set has a column {name!r} already: remove it first.")
-    if max_images < 1:
-        raise ValueError(f"`max_images` must be at least 1, got {max_images}.")
-    known = {image.kind for image in bank.images}
-    for kind in kinds or []:
-        if kind not in known:
-            raise ValueError(f"The bank has no image of the kind {kind!r}. It has: {', '.join(map(str, known))}.")
-    return dataset.map(
-        _pair,
-        batched=True,
-        input_columns=["tokens"],
-        features=Features(
-            {
-                **dataset.features,
-                "images": List(Image(decode=False)),
-                "image_ids": List(Value("string")),
-            }
-        ),
-        fn_kwargs={
-            "bank": bank,
-            "max_images": max_images,
-            "kinds": None if kinds is None else list(kinds),
-            "version": _CACHE_VERSION,
-        },
-        desc="Pairing texts with images",
-    )
+    _check_count("max_images", max_images)
+    if not any(image.names for image in bank.images):
+        raise ValueError(
+            "The image bank has no names to look up, only captions. Pair by retrieval, or add a 'name' to its rows."
+        )
+    kwargs = {"bank": bank, "max_images": max_images}
+    return _add_columns(dataset, lambda split: (_lexicon_columns, kwargs), num_proc, spans=True)
 
 
-def _pair(
-    tokens: list[list[str]], bank: ImageBank, max_images: int, kinds: list[str] | None, version: int
+def _lexicon_columns(
+    batch: dict[str, list], indices: list[int], bank: ImageBank, max_images: int, version: int
 ) -> dict[str, list]:
-    images, image_ids = [], []
-    for words in tokens:
-        # A dict keeps the order and drops a picture that is named twice.
-        found = {match.image.image_id: match.image for match in bank.match(words, kinds)}
-        chosen = list(found.values())[:max_images]
-        images.append([{"bytes": None, "path": image.path} for image in chosen] or None)
-        image_ids.append([image.image_id for image in chosen])
-    return {"images": images, "image_ids": image_ids}
+    picked, spans = [], []
+    for words in batch["tokens"]:
+        first: dict[str, Any] = {}
+        for match in bank.match(words):
+            first.setdefault(match.image.image_id, match)  # a picture that is named twice counts once
+        chosen = list(first.values())[:max_images]
+        picked.append([(match.image.path, match.image.image_id, None) for match in chosen])
+        spans.append([[match.start, match.end] for match in chosen])
+    return {**_columns("lexicon", picked), "image_spans": spans}
+
+
+def pair_by_retrieval(
+    dataset: DatasetDict,
+    retriever: ImageRetriever,
+    top_k: int = 1,
+    score_threshold: float | None = None,
+    num_proc: int | None = None,
+) -> DatasetDict:
+    """
+    Gives each text the pictures that an encoder finds closest to it, see [`ImageRetriever`]. The words are joined by
+    spaces.
+
+    Args:
+        dataset (`DatasetDict`):
+            With a column `tokens` and none of the new columns.
+        retriever ([`ImageRetriever`]):
+            The pictures and the encoder.
+        top_k (`int`, defaults to 1):
+            At most so many pictures for a text.
+        score_threshold (`float`, *optional*):
+            Pictures with a lower cosine (−1 to 1) are left out. By default none is.
+        num_proc (`int`, *optional*):
+            Processes that write the columns. The search itself runs in this process, on several threads.
+
+    Returns:
+        `DatasetDict`: The same rows with the new columns.
+
+    Raises:
+        `ValueError`: `tokens` is missing, one of the new columns is there already, `top_k` is below 1, or
+        `score_threshold` is no cosine.
+    """
+    _check_count("top_k", top_k)
+    if score_threshold is not None and not -1 <= score_threshold <= 1:
+        raise ValueError(f"`score_threshold` is a cosine, between -1 and 1; got {score_threshold}.")
+    _check_columns(dataset)  # before hours of work
+
+    def pick(split: str) -> tuple[Callable[..., dict[str, list]], dict[str, Any]]:
+        scores, places = search_all(retriever, dataset[split], top_k, f"Retrieving images for {split}")
+        kept = places >= 0
+        if score_threshold is not None:
+            kept &= scores >= score_threshold
+        return _picked_columns, {
+            "strategy": "retrieval",
+            "offsets": np.concatenate([[0], np.cumsum(kept.sum(axis=1))]),
+            "places": places[kept],
+            "scores": scores[kept],
+            "paths": [image.path for image in retriever.bank.images],
+            "ids": [image.image_id for image in retriever.bank.images],
+        }
+
+    return _add_columns(dataset, pick, num_proc)
+
+
+def _picked_columns(
+    batch: dict[str, list],
+    indices: list[int],
+    strategy: str,
+    offsets: np.ndarray,
+    places: np.ndarray,
+    scores: np.ndarray,
+    paths: list[str],
+    ids: list[str],
+    version: int,
+) -> dict[str, list]:
+    """Pictures that were chosen before: those of row i are `places[offsets[i] : offsets[i + 1]]`."""
+    picked = []
+    for row in indices:
+        part = slice(offsets[row], offsets[row + 1])
+        picked.append(
+            [
+                (paths[place], ids[place], None if math.isnan(score) else score)
+                for place, score in zip(places[part].tolist(), scores[part].tolist(), strict=True)
+            ]
+        )
+    return _columns(strategy, picked)
+
+
+def pair_at_random(
+    dataset: DatasetDict, bank: ImageBank, max_images: int = 1, seed: int = 0, num_proc: int | None = None
+) -> DatasetDict:
+    """
+    Gives each text pictures drawn at random: a control for what pictures do that have nothing to do with the text.
+
+    Args:
+        dataset (`DatasetDict`):
+            With a column `tokens` and none of the new columns.
+        bank ([`ImageBank`]):
+            The pictures.
+        max_images (`int`, defaults to 1):
+            So many different pictures for each text.
+        seed (`int`, defaults to 0):
+            Of the draw. It also depends on the split and the row, and on nothing else.
+        num_proc (`int`, *optional*):
+            Processes to use; they do not change the draw.
+
+    Returns:
+        `DatasetDict`: The same rows with the new columns.
+
+    Raises:
+        `ValueError`: `tokens` is missing, one of the new columns is there already, or `max_images` is below 1 or more
+        than the bank has.
+    """
+    _check_count("max_images", max_images)
+    if max_images > len(bank):
+        raise ValueError(f"`max_images` is {max_images}, but the image bank has only {len(bank)} images.")
+    kwargs = {
+        "paths": [image.path for image in bank.images],
+        "ids": [image.image_id for image in bank.images],
+        "max_images": max_images,
+    }
+    return _add_columns(dataset, lambda split: (_random_columns, {**kwargs, "seed": f"{seed}/{split}"}), num_proc)
+
+
+def _random_columns(
+    batch: dict[str, list],
+    indices: list[int],
+    paths: list[str],
+    ids: list[str],
+    max_images: int,
+    seed: str,
+    version: int,
+) -> dict[str, list]:
+    picked = []
+    for row in indices:
+        places = random.Random(f"{seed}/{row}").sample(range(len(ids)), max_images)
+        picked.append([(paths[place], ids[place], None) for place in places])
+    return _columns("random", picked)
+
+
+def pair_with_blank(dataset: DatasetDict, num_proc: int | None = None) -> DatasetDict:
+    """
+    Gives each text the same mid-grey picture of 224 × 224 pixels, with the id `"blank"`: a control for what a picture does
+    that shows nothing. It is the one that the image condition `blank` of the task scripts uses.
+
+    Args:
+        dataset (`DatasetDict`):
+            With a column `tokens` and none of the new columns.
+        num_proc (`int`, *optional*):
+            Processes to use.
+
+    Returns:
+        `DatasetDict`: The same rows with the new columns; the picture's bytes (a PNG) are in every row.
+
+    Raises:
+        `ValueError`: `tokens` is missing, or one of the new columns is there already.
+    """
+    buffer = io.BytesIO()
+    PIL.Image.new("RGB", (224, 224), (128, 128, 128)).save(buffer, "PNG", optimize=True)
+    return _add_columns(dataset, lambda split: (_blank_columns, {"content": buffer.getvalue()}), num_proc)
+
+
+def _blank_columns(batch: dict[str, list], indices: list[int], content: bytes, version: int) -> dict[str, list]:
+    columns = _columns("blank", [[("", BLANK_ID, None)]] * len(indices))
+    return {**columns, "images": [[{"bytes": content, "path": None}]] * len(indices)}
+
+
+def pair_with_none(dataset: DatasetDict, num_proc: int | None = None) -> DatasetDict:
+    """
+    Gives no text a picture, in the columns of the other strategies: the text-only control.
+
+    Args:
+        dataset (`DatasetDict`):
+            With a column `tokens` and none of the new columns.
+        num_proc (`int`, *optional*):
+            Processes to use.
+
+    Returns:
+        `DatasetDict`: The same rows with the new columns.
+
+    Raises:
+        `ValueError`: `tokens` is missing, or one of the new columns is there already.
+    """
+    return _add_columns(dataset, lambda split: (_none_columns, {}), num_proc)
+
+
+def _none_columns(batch: dict[str, list], indices: list[int], version: int) -> dict[str, list]:
+    return _columns("none", [[]] * len(indices))
+
+
+def pair_by_manifest(
+    dataset: DatasetDict,
+    manifest_file: str | os.PathLike,
+    id_column: str | None = None,
+    num_proc: int | None = None,
+) -> DatasetDict:
+    """
+    Gives each text the pictures that a file names for it.
+
+    The file is JSONL (an object on each line) or CSV (a header first) with a line for each pair of a text and a picture:
+
+    - `row` (its index within the split, from 0) or `id` (its value in `id_column`, compared as a string);
+    - `image`: the picture's file, relative to the manifest; null or empty says that the text has none;
+    - `split`, optional: needed for `row` if the data set has several splits, and for an `id` that several splits have;
+    - `score`, optional: a number, kept in `image_scores`.
+
+    A text may have several lines, its pictures keep their order; a text without a line has no picture.
+
+    Args:
+        dataset (`DatasetDict`):
+            With a column `tokens` and none of the new columns.
+        manifest_file (`str` or `os.PathLike`):
+            The file.
+        id_column (`str`, *optional*, defaults to `"id"`):
+            The column of strings or integers that an `id` is looked up in.
+        num_proc (`int`, *optional*):
+            Processes that write the columns.
+
+    Returns:
+        `DatasetDict`: The same rows with the new columns.
+
+    Raises:
+        `FileNotFoundError`: The manifest or one of its pictures does not exist.
+        `ValueError`: A line is not as described, names a row, id or split that is not there, or repeats an earlier pair
+        (file, line and field are named); the `id_column` is missing, holds lists or labels, or has a value twice that
+        the manifest names.
+    """
+    _check_columns(dataset)
+    path = os.path.abspath(os.path.expanduser(manifest_file))
+    pictures: dict[str, tuple[int, str]] = {}  # what a line calls a picture → its place and its file
+    seen: dict[tuple[str, int, int], int] = {}
+    picked: dict[str, list[tuple[int, int, float]]] = {split: [] for split in dataset}
+    find = _RowFinder(dataset, id_column)
+    for line in _manifest_lines(path):
+        split, row = find(line)
+        if line.image is None:
+            continue
+        if line.image not in pictures:
+            file = os.path.normpath(os.path.join(os.path.dirname(path), line.image))
+            if not os.path.isfile(file):
+                raise FileNotFoundError(f"{line.where}, field 'image': the image file {file} is missing.")
+            pictures[line.image] = len(pictures), file
+        place = pictures[line.image][0]
+        earlier = seen.setdefault((split, row, place), line.number)
+        if earlier != line.number:
+            raise ValueError(
+                f"{line.where}: row {row} of the {split} split has the image {line.image!r} since line {earlier} already. "
+                "Take one of the lines out."
+            )
+        picked[split].append((row, place, math.nan if line.score is None else line.score))
+    if id_column is not None and not find.used_ids:
+        raise ValueError(f"`id_column` is {id_column!r}, but {path} names texts by 'row'. Leave it out.")
+
+    def pick(split: str) -> tuple[Callable[..., dict[str, list]], dict[str, Any]]:
+        triples = np.array(picked[split], dtype=np.float64).reshape(-1, 3)
+        rows = triples[:, 0].astype(np.int64)
+        order = np.argsort(rows, kind="stable")
+        counts = np.bincount(rows, minlength=len(dataset[split]))
+        return _picked_columns, {
+            "strategy": "manifest",
+            "offsets": np.concatenate([[0], np.cumsum(counts)]),
+            "places": triples[order, 1].astype(np.int32),
+            "scores": triples[order, 2].astype(np.float32),
+            "paths": [file for _, file in pictures.values()],
+            "ids": list(pictures),
+        }
+
+    return _add_columns(dataset, pick, num_proc)
+
+
+@dataclass(frozen=True)
+class _ManifestLine:
+    where: str  # file and line, for messages
+    number: int
+    row: int | None
+    id: str | None
+    split: str | None
+    image: str | None
+    score: float | None
+
+
+def _manifest_lines(path: str) -> Iterator[_ManifestLine]:
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"The manifest {path} does not exist.")
+    read = {".jsonl": _json_objects, ".csv": _csv_objects}.get(os.path.splitext(path)[1].lower())
+    if read is None:
+        raise ValueError(f"The manifest {path} must end in .jsonl or .csv.")
+    number = 0
+    for number, fields in read(path):
+        yield _manifest_line(fields, f"{path}, line {number}", number)
+    if number == 0:
+        raise ValueError(f"The manifest {path} has no lines.")
+
+
+def _json_objects(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    with open(path, encoding="utf-8-sig") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                fields = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{path}, line {number}: not valid JSON: {error}") from None
+            if not isinstance(fields, dict):
+                raise ValueError(f"{path}, line {number}: expected a JSON object, got {type(fields).__name__}.")
+            if "image" not in fields:
+                raise ValueError(
+                    f"{path}, line {number}: the field 'image' is missing. For a text without a picture write null."
+                )
+            yield number, fields
+
+
+def _csv_objects(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file)
+        names = reader.fieldnames or []
+        if "image" not in names or not {"row", "id"} & set(names):
+            raise ValueError(
+                f"{path}, line 1: expected a header with 'image' and 'row' or 'id', got {', '.join(names) or 'nothing'}."
+            )
+        for fields in reader:
+            # CSV knows no types: an empty cell is a field that is not there.
+            values: dict[str, Any] = {name: value for name, value in fields.items() if value not in ("", None)}
+            for name, convert in (("row", int), ("score", float)):
+                try:
+                    values[name] = convert(values[name])
+                except KeyError:
+                    continue
+                except ValueError:
+                    pass  # the check of all fields says what is wrong
+            yield reader.line_num, values
+
+
+def _manifest_line(fields: dict[str, Any], where: str, number: int) -> _ManifestLine:
+    row, text_id, split, image, score = (fields.get(name) for name in ("row", "id", "split", "image", "score"))
+    if (row is None) == (text_id is None):
+        raise ValueError(f"{where}: give either 'row' or 'id'.")
+    if row is not None and (not isinstance(row, int) or isinstance(row, bool) or row < 0):
+        raise ValueError(f"{where}: expected the index of a row, from 0, in the field 'row', got {row!r}.")
+    if text_id is not None and (not isinstance(text_id, str | int) or isinstance(text_id, bool)):
+        raise ValueError(f"{where}: expected a string or an integer in the field 'id', got {text_id!r}.")
+    if split is not None and not isinstance(split, str):
+        raise ValueError(f"{where}: expected the name of a split in the field 'split', got {split!r}.")
+    if image is not None and not isinstance(image, str):
+        raise ValueError(f"{where}: expected the path of a file or null in the field 'image', got {image!r}.")
+    if image and "://" in image:
+        raise ValueError(
+            f"{where}: {image!r} in the field 'image' is a URL. Nothing is downloaded here: download the images first."
+        )
+    if score is not None and (not isinstance(score, int | float) or isinstance(score, bool) or math.isnan(score)):
+        raise ValueError(f"{where}: expected a number in the field 'score', got {score!r}.")
+    return _ManifestLine(where, number, row, None if text_id is None else str(text_id), split, image or None, score)
+
+
+class _RowFinder:
+    """Finds the split and row that a line of a manifest means."""
+
+    def __init__(self, dataset: DatasetDict, id_column: str | None):
+        self.dataset, self.id_column = dataset, id_column or "id"
+        self._places: dict[str, dict[str, int]] | None = None
+        self._repeated: dict[str, dict[str, int]] = {}
+
+    @property
+    def used_ids(self) -> bool:
+        return self._places is not None
+
+    def __call__(self, line: _ManifestLine) -> tuple[str, int]:
+        if line.split is not None and line.split not in self.dataset:
+            raise ValueError(
+                f"{line.where}, field 'split': the data set has no split {line.split!r}. It has: "
+                f"{', '.join(self.dataset)}."
+            )
+        if line.id is not None:
+            return self._find_id(line, line.id)
+        split = line.split
+        if split is None:
+            if len(self.dataset) > 1:
+                raise ValueError(
+                    f"{line.where}: say with 'split' which of {', '.join(self.dataset)} the row {line.row} belongs to."
+                )
+            split = next(iter(self.dataset))
+        row = line.row or 0
+        if row >= len(self.dataset[split]):
+            raise ValueError(
+                f"{line.where}, field 'row': there is no row {row} in the {split} split, which has "
+                f"{len(self.dataset[split]):,} rows (the first is row 0)."
+            )
+        return split, row
+
+    def _find_id(self, line: _ManifestLine, text_id: str) -> tuple[str, int]:
+        if self._places is None:
+            self._places = {split: self._read_ids(split) for split in self.dataset}
+        splits = list(self.dataset) if line.split is None else [line.split]
+        found = [split for split in splits if text_id in self._places[split]]
+        if not found:
+            where = "the data set" if line.split is None else f"the {line.split} split"
+            raise ValueError(
+                f"{line.where}, field 'id': no row of {where} has {text_id!r} in the column {self.id_column!r}."
+            )
+        if len(found) > 1:
+            raise ValueError(
+                f"{line.where}: the splits {' and '.join(found)} both have the id {text_id!r}. Say which with 'split'."
+            )
+        split, row = found[0], self._places[found[0]][text_id]
+        if text_id in self._repeated[split]:
+            raise ValueError(
+                f"{line.where}, field 'id': rows {row} and {self._repeated[split][text_id]} of the {split} split both have "
+                f"{text_id!r} in the column {self.id_column!r}. Name the text by 'row'."
+            )
+        return split, row
+
+    def _read_ids(self, split: str) -> dict[str, int]:
+        part = self.dataset[split]
+        if self.id_column not in part.column_names:
+            raise ValueError(
+                f"The manifest names texts by 'id', but the {split} split has no column {self.id_column!r} (`id_column`). "
+                f"It has: {', '.join(part.column_names)}."
+            )
+        feature = part.features[self.id_column]
+        # Nor may the ids be labels: pictures must not depend on them.
+        if not isinstance(feature, Value) or isinstance(feature, ClassLabel):
+            raise ValueError(f"The column {self.id_column!r} (`id_column`) holds {feature}, not strings or integers.")
+        places: dict[str, int] = {}
+        self._repeated[split] = {}
+        row = 0
+        for batch in part.select_columns([self.id_column]).iter(batch_size=10_000):
+            for value in batch[self.id_column]:
+                if value is not None and places.setdefault(str(value), row) != row:
+                    self._repeated[split].setdefault(str(value), row)
+                row += 1
+        return places
+
+
+# What the strategies share
+
+
+def _check_count(name: str, value: int) -> None:
+    if value < 1:
+        raise ValueError(f"`{name}` must be at least 1, got {value}.")
+
+
+def _check_columns(dataset: DatasetDict) -> None:
+    for split, part in dataset.items():
+        if "tokens" not in part.column_names:
+            raise ValueError(f"The {split} split has no column 'tokens'. It has: {', '.join(part.column_names)}.")
+        for name in (*_FEATURES, *_SPANS):
+            if name in part.column_names:
+                raise ValueError(f"The {split} split has a column {name!r} already: remove it first.")
+
+
+def _columns(strategy: str, picked: Sequence[Sequence[tuple[str, str, float | None]]]) -> dict[str, list]:
+    """(path, id, score) of the pictures of each row → the new columns."""
+    return {
+        "images": [[{"bytes": None, "path": path} for path, _, _ in row] or None for row in picked],
+        "image_ids": [[image_id for _, image_id, _ in row] for row in picked],
+        "image_scores": [[score for _, _, score in row] for row in picked],
+        "pairing_strategy": [strategy] * len(picked),
+    }
+
+
+def _add_columns(
+    dataset: DatasetDict,
+    choose: Callable[[str], tuple[Callable[..., dict[str, list]], dict[str, Any]]],
+    num_proc: int | None,
+    spans: bool = False,
+) -> DatasetDict:
+    """`choose` gives for a split the function that makes the new columns, and its arguments."""
+    _check_columns(dataset)
+    paired = DatasetDict()
+    for split, part in dataset.items():
+        function, kwargs = choose(split)
+        # The function is given the words alone, so that it could not read a label if it wanted to.
+        columns = (
+            part.with_format(None)
+            .select_columns(["tokens"])
+            .map(
+                function,
+                batched=True,
+                with_indices=True,
+                remove_columns=["tokens"],
+                features=Features({**_FEATURES, **_SPANS}) if spans else _FEATURES,
+                fn_kwargs={**kwargs, "version": _CACHE_VERSION},
+                num_proc=num_proc,
+                desc=f"Pairing {split} with images",
+            )
+        )
+        # Side by side, so that the other columns are not copied.
+        paired[split] = concatenate_datasets([part, columns], axis=1, split=part.split)
+    return paired
+
+
+def save_paired_dataset(
+    dataset: DatasetDict, output_dir: str | os.PathLike, embed_images: bool = True, num_proc: int | None = None
+) -> None:
+    """
+    Saves a paired data set for `--dataset_name` of the task scripts.
+
+    Args:
+        dataset (`DatasetDict`):
+            Made by one of the functions above.
+        output_dir (`str` or `os.PathLike`):
+            The folder.
+        embed_images (`bool`, defaults to `True`):
+            Whether each row gets a copy of its pictures' files, so that the folder needs nothing else. Otherwise
+            `images` becomes a `List(Value("string"))` of their paths, which saves disk where many texts share a picture;
+            `dataset.cast_column("images", List(Image()))` makes pictures of them.
+        num_proc (`int`, *optional*):
+            Processes to use.
+
+    Raises:
+        `ValueError`: The pictures are to be paths, but one has no file (a blank one).
+    """
+    if not embed_images:
+        dataset = DatasetDict({split: _images_as_paths(part, num_proc) for split, part in dataset.items()})
+    # Each process writes a shard of its own, and there is no shard without rows. A pool of one is only slower.
+    processes = min([num_proc or 1, *map(len, dataset.values())])
+    dataset.save_to_disk(os.fspath(output_dir), num_proc=processes if processes > 1 else None)
+
+
+def _images_as_paths(part: Dataset, num_proc: int | None) -> Dataset:
+    paths = part.select_columns(["images"]).map(
+        _path_lists,
+        batched=True,
+        features=Features({"images": List(Value("string"))}),
+        fn_kwargs={"version": _CACHE_VERSION},
+        num_proc=num_proc,
+        desc="Writing image paths",
+    )
+    return concatenate_datasets([part.remove_columns("images"), paths], axis=1, split=part.split)
+
+
+def _path_lists(batch: dict[str, list], version: int) -> dict[str, list]:
+    if any(image["path"] is None for images in batch["images"] for image in images or []):
+        raise ValueError("A picture of the data set has no file, so that there is no path to save: embed the images.")
+    return {"images": [images and [image["path"] for image in images] for images in batch["images"]]}

@@ -1,0 +1,154 @@
+"""The script from files to a data set, a report and a contact sheet."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+from datasets import load_from_disk
+from transformers import HfArgumentParser
+
+from test_retrieval import text_model
+from vtfusion.training.arguments import SourceArguments
+from vtfusion.training.data import load_token_classification_dataset
+
+SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "pair_images.py"
+CONLL = "Georgia B-LOC\nmet O\nMadrid B-ORG\n\nno O\nname O\n\n"
+
+
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location("pair_images_script", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules[spec.name]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "train.txt").write_text(CONLL)
+    (tmp_path / "test.txt").write_text("in O\nMadrid B-LOC\n")
+    (tmp_path / "bank").mkdir()
+    rng = np.random.default_rng(0)
+    rows = []
+    for name, kind in (("Georgia", "flag"), ("Madrid", "club")):
+        PIL.Image.fromarray(rng.integers(0, 256, (30, 40, 3), dtype=np.uint8)).save(tmp_path / "bank" / f"{name}.png")
+        rows.append({"image": f"{name}.png", "name": name, "kind": kind, "captions": [f"a picture of {name}"]})
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "bank" / "metadata.jsonl").write_text(lines)
+    return tmp_path
+
+
+def command(folder, *extra):
+    files = ["--train_file", str(folder / "train.txt"), "--test_file", str(folder / "test.txt")]
+    return [*files, "--output_dir", str(folder / "out"), *extra]
+
+
+def run(script, folder, *extra):
+    parser = HfArgumentParser((SourceArguments, script.PairingArguments))
+    script.main(*parser.parse_args_into_dataclasses(command(folder, *extra)))
+    return load_from_disk(str(folder / "out")), json.loads((folder / "out" / "pairing_report.json").read_text())
+
+
+def test_by_lexicon_in_a_process_of_its_own(folder):
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), *command(folder, "--image_bank", str(folder / "bank"), "--max_images", "2")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "train: 1 of 2 texts have a picture (50.0%)" in done.stdout
+    out = folder / "out"
+    loaded = load_token_classification_dataset(str(out))
+    assert loaded["train"]["image_ids"][:] == [["Georgia", "Madrid"], []]
+    assert loaded["train"]["images"][0][0]["bytes"] == (folder / "bank" / "Georgia.png").read_bytes()
+    report = json.loads((out / "pairing_report.json").read_text())
+    assert report["strategy"] == "lexicon" and report["settings"]["max_images"] == 2
+    assert report["coverage"]["test"]["coverage"] == 1.0
+    assert report["label_analysis"]["splits"]["train"]["ORG"] == {"entities": 1, "with_image": 1, "named": 1}
+    assert "labels" in report["label_analysis"]["note"]
+    assert "| train | 2 | 1 | 50.0% | 2 | 2 |" in (out / "pairing_report.md").read_text()
+    page = (out / "contact_sheet.html").read_text()
+    assert page.count("<img ") == 3 and "out: lexicon" in page
+    with PIL.Image.open(out / "contact_sheet.png") as sheet:
+        assert sheet.width > 1000
+
+
+def test_by_retrieval(script, folder):
+    model, tokenizer = text_model("bert")
+    model.save_pretrained(folder / "text")
+    tokenizer.save_pretrained(folder / "text")
+    bank = ["--strategy", "retrieval", "--image_bank", str(folder / "bank"), "--text_model", str(folder / "text")]
+    paired, report = run(
+        script,
+        folder,
+        *bank,
+        "--top_k",
+        "2",
+        "--score_threshold",
+        "-1",
+        "--batch_size",
+        "2",
+        "--embed_images",
+        "False",
+    )
+    assert all(sorted(ids) == ["Georgia", "Madrid"] for ids in paired["train"]["image_ids"])
+    scores = np.array(paired["train"]["image_scores"][:])
+    assert scores.shape == (2, 2) and (np.diff(scores, axis=1) <= 0).all()
+    assert report["coverage"]["train"]["scores"]["max"] == pytest.approx(scores.max(), abs=1e-6)
+    assert "named" not in report["label_analysis"]["splits"]["train"]["ORG"]
+    assert paired["train"]["images"][0][0].startswith(str(folder / "bank"))
+    assert "score 0." in (folder / "out" / "contact_sheet.html").read_text()
+
+
+def test_by_manifest_and_controls(script, folder):
+    manifest = folder / "bank" / "pairs.jsonl"
+    manifest.write_text('{"split": "train", "row": 1, "image": "Madrid.png", "score": 2.5}\n')
+    paired, report = run(script, folder, "--strategy", "manifest", "--manifest_file", str(manifest))
+    assert paired["train"]["image_ids"][:] == [[], ["Madrid.png"]]
+    assert report["coverage"]["test"]["coverage"] == 0
+
+    bank = ("--image_bank", str(folder / "bank"))
+    paired, _ = run(script, folder, "--strategy", "random", *bank, "--kinds", "club", "--contact_sheet_rows", "0")
+    assert paired["train"]["image_ids"][:] == [["Madrid"], ["Madrid"]]
+    paired, _ = run(script, folder, "--strategy", "blank", "--contact_sheet_rows", "1")
+    assert paired["test"]["image_ids"][:] == [["blank"]]
+    assert (folder / "out" / "contact_sheet.html").read_text().count("<img ") == 1
+    paired, report = run(script, folder, "--strategy", "none")
+    assert paired["train"]["images"][:] == [None, None] and report["coverage"]["train"]["images"] == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ([], "--strategy lexicon needs --image_bank"),
+        (["--strategy", "retrieval", "--image_bank", "b"], "--strategy retrieval needs --text_model"),
+        (["--strategy", "manifest"], "--strategy manifest needs --manifest_file"),
+        (["--image_bank", "b", "--top_k", "2"], "--top_k has no use in --strategy lexicon, only in retrieval"),
+        (["--image_bank", "b", "--score_threshold", "0"], "--score_threshold has no use in --strategy lexicon"),
+        (["--strategy", "none", "--embed_images", "False"], "--embed_images has no use in --strategy none, only in manifest"),
+        (["--strategy", "blank", "--image_bank", "b"], "--image_bank has no use in --strategy blank"),
+        (["--strategy", "random", "--image_bank", "b", "--match_case", "exact"], "--match_case has no use in --strategy random"),
+        (["--image_bank", "b", "--num_proc", "0"], "--num_proc must be at least 1, got 0"),
+        (["--image_bank", "b", "--contact_sheet_rows", "-1"], "--contact_sheet_rows must be at least 0, got -1"),
+    ],
+)  # fmt: skip
+def test_flags_that_do_nothing_are_refused(script, folder, flags, message):
+    with pytest.raises(ValueError, match=message):
+        run(script, folder, *flags)
+    assert not (folder / "out").exists()
+
+
+def test_values_that_make_no_sense_are_refused(script, folder):
+    bank = ("--image_bank", str(folder / "bank"))
+    with pytest.raises(ValueError, match="`max_images` must be at least 1, got 0"):
+        run(script, folder, *bank, "--max_images", "0")
+    with pytest.raises(ValueError, match="no image of the kind 'map'"):
+        run(script, folder, *bank, "--kinds", "flag", "map")
