@@ -165,9 +165,18 @@ def test_verdict(gain, content, outcome, words):
     assert words in report(gain, content).verdict
 
 
-def test_verdict_of_one_seed_says_what_it_cannot_know():
-    assert "One seed" in report((0.01, 0.03), (0.02, 0.04), seeds=(0,)).verdict
-    assert "One seed" not in report((0.01, 0.03), (0.02, 0.04)).verdict
+@pytest.mark.parametrize(
+    ("gain", "content", "outcome", "words"),
+    [
+        ((0.01, 0.03), (0.02, 0.04), "undecided", "Undecided after one seed"),
+        ((-0.03, -0.01), (0.02, 0.04), "undecided", "take three seeds or more"),
+        ((-0.01, 0.01), (-0.01, 0.01), "no evidence", "One seed: the intervals cover"),
+    ],
+)
+def test_one_seed_decides_nothing(gain, content, outcome, words):
+    assert report(gain, content, seeds=(0,)).outcome == outcome
+    assert words in report(gain, content, seeds=(0,)).verdict
+    assert "seed" not in report(gain, content).verdict
 
 
 def all_conditions():

@@ -200,12 +200,14 @@ class AblationReport:
     def outcome(self) -> str:
         """
         `"helped"` if the true images are better than the text-only twin *and* than shuffled images, `"harmed"` if they
-        are worse than the twin, else `"no evidence"`.
+        are worse than the twin, else `"no evidence"`. One seed cannot tell a better model from a lucky training, so
+        that what would be one of the first two is `"undecided"` then.
         """
         gain, content = self.difference("true", TEXT_ONLY), self.difference("true", "shuffled")
-        if gain.high < 0:
-            return "harmed"
-        return "helped" if gain.low > 0 and content.low > 0 else "no evidence"
+        helped, harmed = gain.low > 0 and content.low > 0, gain.high < 0
+        if (helped or harmed) and len(self.seeds) == 1:
+            return "undecided"
+        return "helped" if helped else "harmed" if harmed else "no evidence"
 
     @property
     def verdict(self) -> str:
@@ -213,10 +215,15 @@ class AblationReport:
         gain, content = self.difference("true", TEXT_ONLY), self.difference("true", "shuffled")
         over_text, over_shuffled = self._describe(gain), self._describe(content)
         if self.outcome == "helped":
-            text = f"The picture helped: {over_text}; {over_shuffled}."
-        elif self.outcome == "harmed":
-            text = f"The picture harmed: {over_text}; {over_shuffled}."
-        elif gain.low > 0:
+            return f"The picture helped: {over_text}; {over_shuffled}."
+        if self.outcome == "harmed":
+            return f"The picture harmed: {over_text}; {over_shuffled}."
+        if self.outcome == "undecided":
+            return (
+                f"Undecided after one seed: {over_text}; {over_shuffled}. The intervals cover the choice of test "
+                "examples and not chance in the training; take three seeds or more."
+            )
+        if gain.low > 0:
             text = (
                 f"No evidence that the picture helped: the model is better than its text-only twin ({over_text}), but "
                 f"not better than with another text's picture ({over_shuffled})."
