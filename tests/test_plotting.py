@@ -28,6 +28,18 @@ def entity(group, first, last, region=None, score=0.9):
 ENTITIES = [entity("LOC", 3, 4, {"image": 0, "box": (8, 16, 40, 48), "score": 0.7}), entity("PER", 6, 6)]
 
 
+@pytest.fixture
+def no_matplotlib(monkeypatch):
+    real_import = builtins.__import__
+
+    def import_all_else(name, *args, **kwargs):
+        if name.split(".")[0] == "matplotlib":
+            raise ImportError("No module named 'matplotlib'")
+        return real_import(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", import_all_else)
+
+
 def ablation():
     pairs = [("true", "shuffled"), ("true", TEXT_ONLY), ("true", "blank"), ("true", "none"), ("none", TEXT_ONLY)]
     differences = [
@@ -38,29 +50,13 @@ def ablation():
     return AblationReport("F1", (0, 1), 100, 60, 0.9, {"true": {"F1": [0.5, 0.6]}}, differences)
 
 
-def test_missing_matplotlib_is_said_by_the_ablation(monkeypatch, tmp_path, capsys):
-    real_import = builtins.__import__
-
-    def no_matplotlib(name, *args, **kwargs):
-        if name.split(".")[0] == "matplotlib":
-            raise ImportError("No module named 'matplotlib'")
-        return real_import(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", no_matplotlib)
+def test_missing_matplotlib_is_said_by_the_ablation(no_matplotlib, tmp_path, capsys):
     save_ablation(ablation(), tmp_path)
     assert "No figure of the ablation" in capsys.readouterr().out
     assert list(tmp_path.iterdir()) == []
 
 
-def test_missing_matplotlib_names_the_extra(monkeypatch):
-    real_import = builtins.__import__
-
-    def no_matplotlib(name, *args, **kwargs):
-        if name.split(".")[0] == "matplotlib":
-            raise ImportError("No module named 'matplotlib'")
-        return real_import(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", no_matplotlib)
+def test_missing_matplotlib_names_the_extra(no_matplotlib):
     for plot in (lambda: plot_entities(WORDS, []), lambda: plot_gate(["a"], [0.5])):
         with pytest.raises(ImportError, match=r"pip install vtfusion\[plots\]"):
             plot()
