@@ -194,7 +194,7 @@ def main(
     training_args: VTFusionTrainingArguments,
 ) -> Any:
     if ablation_args.image_ablation:
-        return ablate(model_args, data_args, ablation_args.seeds, training_args)
+        return ablate(model_args, data_args, ablation_args.seeds or [0, 1, 2], training_args)
     return run(model_args, data_args, training_args)
 
 

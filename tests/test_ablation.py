@@ -16,7 +16,7 @@ from vtfusion.training.ablation import (
     run_study,
     study_settings,
 )
-from vtfusion.training.arguments import DataArguments, ModelArguments, VTFusionTrainingArguments
+from vtfusion.training.arguments import AblationArguments, DataArguments, ModelArguments, VTFusionTrainingArguments
 
 
 def accuracy(totals):
@@ -259,3 +259,9 @@ def test_settings_are_what_changes_results(tmp_path):
 def test_wrong_seeds_raise(seeds, tmp_path):
     with pytest.raises(ValueError, match="`seeds` must be one or more different numbers"):
         run_study(lambda *run: None, seeds, tmp_path)
+
+
+def test_seeds_without_a_study_raise():
+    with pytest.raises(ValueError, match="`seeds` is for `image_ablation`"):
+        AblationArguments(seeds=[0, 1])
+    assert AblationArguments(image_ablation=True, seeds=[4]).seeds == [4]

@@ -137,9 +137,13 @@ class AblationArguments:
             "no image, and say whether the image helped. A study that was interrupted goes on where it stopped."
         },
     )
-    seeds: list[int] = field(
-        default_factory=lambda: [0, 1, 2], metadata={"help": "Seeds of the trainings of `image_ablation`."}
+    seeds: list[int] | None = field(
+        default=None, metadata={"help": "Seeds of the trainings of `image_ablation`. By default 0 1 2."}
     )
+
+    def __post_init__(self) -> None:
+        if self.seeds is not None and not self.image_ablation:
+            raise ValueError("`seeds` is for `image_ablation`. A single training takes `seed`.")
 
 
 @dataclass
