@@ -2,6 +2,7 @@
 
 import inspect
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,7 +44,8 @@ logger = logging.get_logger(__name__)
 class VTFusionModelOutput(ModelOutput):
     """
     Output of [`VTFusionModel`]. B is the batch size, L the text length, M the number of images of a text, n the number
-    of positions (grid cells or regions) of an image, N = M * n, D the width of the fusion layers.
+    of positions (grid cells or regions) of an image, N = M * n, D the width of the fusion layers, R the number of rows that
+    went through these.
 
     Args:
         last_hidden_state (`torch.FloatTensor` of shape `(B, L, text_hidden_size)`):
@@ -52,9 +54,10 @@ class VTFusionModelOutput(ModelOutput):
         text_hidden_state (`torch.FloatTensor` of shape `(B, L, text_hidden_size)`):
             X_t, the text encoder's last hidden state.
         visual_hidden_state (`torch.FloatTensor` of shape `(B, N, D)`, *optional*):
-            X_v, the projected visual features with their positions. `None` where no image was given.
+            X_v, the projected visual features with their positions. Zero in a row without an image; `None` where no
+            image was given.
         visual_context (`torch.FloatTensor` of shape `(B, L, D)`, *optional*):
-            X_c, what each token read from the image in the last fusion layer.
+            X_c, what each token read from the image in the last fusion layer. Zero in a row without an image.
         fusion_gate (`torch.FloatTensor` of shape `(B, L)`):
             g, from 0 to 1: how much of the fused branch each token lets in. Zero in a row without an image.
         visual_boxes (`torch.FloatTensor` of shape `(B, N, 4)`, *optional*):
@@ -62,17 +65,19 @@ class VTFusionModelOutput(ModelOutput):
         visual_mask (`torch.BoolTensor` of shape `(B, N)`, *optional*):
             Which positions belong to an image that is there. `None` where all do.
         similarity (`torch.FloatTensor` of shape `(B, heads, L, N)`, *optional*, returned with `output_fusion_attentions=True`):
-            S, the cosine of each token and each image position in the last fusion layer.
+            S, the cosine of each token and each image position in the last fusion layer. Zero in a row without an image.
         text_to_image_attention (`torch.FloatTensor` of shape `(B, heads, L, N)`, *optional*, returned with `output_fusion_attentions=True`):
             alpha, the softmax of S / tau over the image. Zero in a row without an image.
         image_to_text_attention (`torch.FloatTensor` of shape `(B, heads, N, L)`, *optional*, returned with `output_fusion_attentions=True`):
             The softmax of the same S / tau over the text. Zero at positions that are not there.
-        image_state (`torch.FloatTensor` of shape `(B, N, D)`, *optional*, returned with `output_alignment=True`):
+        fused_rows (`torch.LongTensor` of shape `(R,)`, *optional*):
+            The rows that went through the fusion, where those without an image were left out. `None` where all did.
+        image_state (`torch.FloatTensor` of shape `(R, N, D)`, *optional*, returned with `output_alignment=True`):
             The image positions after the last fusion layer, when they have read the text. `None` where the model was
             built with `vision_loss_weight=0`.
-        alignment_query (`torch.FloatTensor` of shape `(B, heads, L, D / heads)`, *optional*, returned with `output_alignment=True`):
+        alignment_query (`torch.FloatTensor` of shape `(R, heads, L, D / heads)`, *optional*, returned with `output_alignment=True`):
             Unit vectors of the tokens, divided by the temperature.
-        alignment_key (`torch.FloatTensor` of shape `(B, heads, N, D / heads)`, *optional*, returned with `output_alignment=True`):
+        alignment_key (`torch.FloatTensor` of shape `(R, heads, N, D / heads)`, *optional*, returned with `output_alignment=True`):
             Unit vectors of the image positions.
         text_embeds (`torch.FloatTensor` of shape `(B, D)`, *optional*, returned when `config.contrastive_loss_weight > 0`):
             Mean of the projected tokens, as a unit vector.
@@ -94,6 +99,7 @@ class VTFusionModelOutput(ModelOutput):
     similarity: torch.FloatTensor | None = None
     text_to_image_attention: torch.FloatTensor | None = None
     image_to_text_attention: torch.FloatTensor | None = None
+    fused_rows: torch.LongTensor | None = None
     image_state: torch.FloatTensor | None = None
     alignment_query: torch.FloatTensor | None = None
     alignment_key: torch.FloatTensor | None = None
@@ -346,6 +352,29 @@ class VTFusionPreTrainedModel(PreTrainedModel):
     def _freeze(encoder: nn.Module) -> None:
         encoder.requires_grad_(False)
         encoder.eval()
+
+    @staticmethod
+    def predict_both(
+        head: Callable[[torch.Tensor], torch.Tensor], outputs: VTFusionModelOutput, with_text: bool
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """
+        What a head predicts from X_f, and from X_t alone for L_t.
+
+        Args:
+            head (`Callable`): from hidden states `(rows, L, text_hidden_size)` to predictions, row by row.
+            outputs ([`VTFusionModelOutput`]): of the base model.
+            with_text (`bool`): whether the prediction from X_t is wanted; else it is `None`.
+        """
+        if not with_text:
+            return head(outputs.last_hidden_state), None
+        from_text = head(outputs.text_hidden_state)
+        if outputs.visual_hidden_state is None:
+            return from_text, from_text
+        rows = outputs.fused_rows
+        if rows is None:
+            return head(outputs.last_hidden_state), from_text
+        # In the other rows X_f is X_t.
+        return from_text.index_copy(0, rows, head(outputs.last_hidden_state[rows])), from_text
 
     def combine_losses(
         self, outputs: VTFusionModelOutput, losses: dict[str, torch.Tensor], share: torch.Tensor | float = 1.0
@@ -682,38 +711,72 @@ class VTFusionModel(VTFusionPreTrainedModel):
             shape = (features.shape[0], features.shape[1] * features.shape[2])
             visual_mask = keeps.expand(shape) if visual_mask is None else visual_mask & keeps
         text_mask = None if attention_mask is None else attention_mask.bool()
-        has_image = None if visual_mask is None else visual_mask.any(dim=-1)
-        normed_text = self.text_norm(text)
-        text_state = self.text_projection(normed_text)
         if visual_mask is not None:
             # Padding may hold anything. A weight of zero does not silence NaN, nor does a gradient of zero.
-            absent = ~visual_mask.view(features.shape[:3])[..., None]
-            features, boxes = features.masked_fill(absent, 0.0), boxes.masked_fill(absent, 0.0)
-        features = self.visual_norm(features.to(self.visual_norm.weight.dtype))
-        image = (self.visual_projection(features) + self.visual_positions(boxes)).flatten(1, 2)
-        result["visual_hidden_state"] = image
+            boxes = boxes.masked_fill(~visual_mask.view(boxes.shape[:3])[..., None], 0.0)
         result["visual_boxes"] = boxes.flatten(1, 2)
         result["visual_mask"] = visual_mask
+        normed_text = self.text_norm(text)
+        text_state = self.text_projection(normed_text)
         if self.contrastive_log_scale is not None:
             result["text_embeds"] = _pool(text_state, text_mask)
-            result["image_embeds"] = _pool(image, visual_mask)
 
+        parts = (text, normed_text, text_state, text_mask, features, boxes, visual_mask)
+        rows = _rows_to_fuse(visual_mask)
+        if rows is not None:
+            parts = tuple(None if part is None else part[rows] for part in parts)
+        fused, alignment = self._fuse(*parts, output_fusion_attentions)
+        if rows is not None:
+            last_hidden_state = text.index_copy(0, rows, fused.pop("last_hidden_state").to(text.dtype))
+            fused = {name: _spread(value, rows, text.shape[0]) for name, value in fused.items()}
+            fused["last_hidden_state"] = last_hidden_state
+        result.update(fused, fused_rows=rows)
+        if output_alignment:
+            result.update(alignment)
+        return VTFusionModelOutput(**result)
+
+    def _fuse(
+        self,
+        text: torch.Tensor,
+        normed_text: torch.Tensor,
+        text_state: torch.Tensor,
+        text_mask: torch.Tensor | None,
+        features: torch.Tensor,
+        boxes: torch.Tensor,
+        visual_mask: torch.Tensor | None,
+        output_fusion_attentions: bool,
+    ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor | None]]:
+        """Alignment, interaction and fusion; the fields of [`VTFusionModelOutput`], and apart those for L_v."""
+        if visual_mask is not None:
+            features = features.masked_fill(~visual_mask.view(features.shape[:3])[..., None], 0.0)
+        features = self.visual_norm(features.to(self.visual_norm.weight.dtype))
+        image = (self.visual_projection(features) + self.visual_positions(boxes)).flatten(1, 2)
+        fused = {"visual_hidden_state": image}
+        if self.contrastive_log_scale is not None:
+            fused["image_embeds"] = _pool(image, visual_mask)
         for layer in self.fusion_layers:
             context, image, query, key = layer(text_state, image, text_mask, visual_mask)
             text_state = text_state + context
-        result["visual_context"] = context
-        result["last_hidden_state"], result["fusion_gate"] = self.fusion(text, normed_text, context, has_image)
-        if output_alignment:
-            result["image_state"] = image if layer.has_image_side else None
-            result["alignment_query"], result["alignment_key"] = query, key
+        fused["visual_context"] = context
         if output_fusion_attentions:
-            result["similarity"] = (query / layer.scale().to(query.dtype)) @ key.transpose(-1, -2)
-            result["text_to_image_attention"] = attention_map(query, key, visual_mask)
-            result["image_to_text_attention"] = attention_map(key, query, text_mask)
-            if visual_mask is not None and has_image is not None:
-                result["text_to_image_attention"] = result["text_to_image_attention"] * has_image[:, None, None, None]
-                result["image_to_text_attention"] = result["image_to_text_attention"] * visual_mask[:, None, :, None]
-        return VTFusionModelOutput(**result)
+            fused["similarity"] = (query / layer.scale().to(query.dtype)) @ key.transpose(-1, -2)
+            fused["text_to_image_attention"] = attention_map(query, key, visual_mask)
+            fused["image_to_text_attention"] = attention_map(key, query, text_mask)
+            if visual_mask is not None:
+                fused["image_to_text_attention"] = fused["image_to_text_attention"] * visual_mask[:, None, :, None]
+        has_image = None if visual_mask is None else visual_mask.any(dim=-1)
+        if has_image is not None:
+            fused = {
+                name: torch.where(has_image.view(-1, *[1] * (value.dim() - 1)), value, 0.0)
+                for name, value in fused.items()
+            }
+        fused["last_hidden_state"], fused["fusion_gate"] = self.fusion(text, normed_text, context, has_image)
+        alignment = {
+            "image_state": image if layer.has_image_side else None,
+            "alignment_query": query,
+            "alignment_key": key,
+        }
+        return fused, alignment
 
     def _encode_text(
         self,
@@ -737,6 +800,22 @@ class VTFusionModel(VTFusionPreTrainedModel):
 
 def _accepts(model: PreTrainedModel, name: str) -> bool:
     return name in inspect.signature(model.forward).parameters
+
+
+def _rows_to_fuse(visual_mask: torch.Tensor | None) -> torch.Tensor | None:
+    """
+    Indices of the rows with an image, where the others can be left out of the fusion; `None` where all go through it.
+    An accelerator would have to be waited for to know how many they are, and a compiler needs fixed shapes.
+    """
+    if visual_mask is None or visual_mask.device.type != "cpu" or torch.compiler.is_compiling():
+        return None
+    rows = visual_mask.any(dim=-1).nonzero().squeeze(-1)
+    return rows if 0 < rows.numel() < visual_mask.shape[0] else None
+
+
+def _spread(value: torch.Tensor, rows: torch.Tensor, batch_size: int) -> torch.Tensor:
+    """`value` at `rows` of a batch, zeros at the others."""
+    return value.new_zeros(batch_size, *value.shape[1:]).index_copy(0, rows, value)
 
 
 def _pool(hidden_state: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
@@ -841,28 +920,27 @@ class VTFusionForTokenClassification(VTFusionPreTrainedModel):
             return_dict=True,
             **kwargs,
         )
-        logits = self.classifier(self.dropout(outputs.last_hidden_state))
+        with_text = labels is not None and self.config.text_loss_weight > 0
+        logits, text_logits = self.predict_both(
+            lambda hidden_state: self.classifier(self.dropout(hidden_state)), outputs, with_text
+        )
         loss, losses = None, {}
         if labels is not None:
             self._check_labels(labels, logits)
             losses["fusion_loss"] = token_cross_entropy(logits, labels, num_items_in_batch)
-            if self.config.text_loss_weight > 0:
-                if outputs.visual_hidden_state is None:
-                    # no image in the batch: X_f is X_t
-                    losses["text_loss"] = losses["fusion_loss"]
-                else:
-                    text_logits = self.classifier(self.dropout(outputs.text_hidden_state))
-                    losses["text_loss"] = token_cross_entropy(text_logits, labels, num_items_in_batch)
+            if text_logits is not None:
+                losses["text_loss"] = token_cross_entropy(text_logits, labels, num_items_in_batch)
             if outputs.image_state is not None:
                 image_logits = self.vision_classifier(self.dropout(outputs.image_state))
                 log_probs = at_least_float32(image_logits).log_softmax(dim=-1)
+                rows = slice(None) if outputs.fused_rows is None else outputs.fused_rows
                 losses["vision_loss"] = vision_loss(
                     log_probs,
                     outputs.alignment_query,
                     outputs.alignment_key,
-                    outputs.visual_mask,
-                    labels,
-                    num_items_in_batch,
+                    None if outputs.visual_mask is None else outputs.visual_mask[rows],
+                    labels[rows],
+                    count_labels(labels, num_items_in_batch),
                 )
             share = count_labels(labels) / count_labels(labels, num_items_in_batch)
             loss = self.combine_losses(outputs, losses, share)

@@ -63,7 +63,8 @@ def main(model_args: ModelArguments, data_args: DataArguments, args: StepArgumen
         ("fused", fused, FusionCollator(processor, store, cache)),
     ):
         trained = [parameter for parameter in model.train().parameters() if parameter.requires_grad]
-        runs[name] = (model, collator, torch.optim.AdamW(trained, lr=1e-6))
+        # fused, as `Trainer` does it
+        runs[name] = (model, collator, torch.optim.AdamW(trained, lr=1e-6, fused=True))
 
     def step(name: str, batch: list[dict[str, Any]]) -> float:
         model, collator, optimizer = runs[name]

@@ -27,7 +27,7 @@ from transformers import (
 )
 
 from tiny import HIDDEN, IMAGE, TEXT, VISION, VOCAB, randomize_fusion, tiny_config, tiny_inputs
-from vtfusion import VTFusionConfig, VTFusionForTokenClassification, VTFusionModel
+from vtfusion import VTFusionConfig, VTFusionForTokenClassification, VTFusionModel, modeling_vtfusion
 from vtfusion.modeling_vtfusion import build_encoder, encoder_auto_class, grid_boxes, split_prefix_tokens
 
 LABELS = torch.tensor([[0, 1, 2, -100, 0, 1, 2], [1, 1, 0, 2, 0, -100, -100]])
@@ -336,6 +336,27 @@ def test_image_dropout_takes_all_images_of_some_rows_in_training_only(mask):
     assert 0.2 < lost.float().mean() < 0.4
     torch.testing.assert_close(trained[~lost], with_images[~lost])
     assert not torch.isclose(with_images, text_only).all(-1).all(-1).any()
+
+
+@pytest.mark.parametrize("vision", ["resnet", "precomputed"])
+def test_leaving_rows_out_of_the_fusion_changes_nothing(vision, monkeypatch):
+    model = all_losses(vision=vision).double()
+    inputs = {name: value.repeat(2, *[1] * (value.dim() - 1)) for name, value in tiny_inputs(vision).items()}
+    inputs |= {"labels": LABELS.repeat(2, 1), "image_mask": torch.tensor([[0], [1], [1], [0]])}
+    inputs |= {name: value.double() for name, value in inputs.items() if value.is_floating_point()}
+    results = []
+    for left_out in (True, False):
+        if not left_out:  # as on an accelerator
+            monkeypatch.setattr(modeling_vtfusion, "_rows_to_fuse", lambda visual_mask: None)
+        model.zero_grad()
+        outputs = model(**inputs, output_fusion_attentions=True)
+        outputs.loss.backward()
+        results.append((dict(outputs), gradients(model)))
+        parts = {name: value for name, value in inputs.items() if name != "labels"}
+        alignment = model.vtfusion(**parts, output_alignment=True)
+        assert (alignment.alignment_query.shape[0] == 2) == left_out
+        assert alignment.fused_rows is None or alignment.fused_rows.tolist() == [1, 2]
+    torch.testing.assert_close(results[0], results[1])
 
 
 def test_row_without_image_gives_the_fused_branch_no_gradient():
@@ -652,9 +673,10 @@ def test_bfloat16(vision):
     assert_finite_gradients(half)
 
 
-def test_autocast():
+@pytest.mark.parametrize("image_mask", [[[1], [1]], [[1], [0]]], ids=["every row", "one row"])
+def test_autocast(image_mask):
     model = all_losses()
-    inputs = tiny_inputs("precomputed") | {"labels": LABELS}
+    inputs = tiny_inputs("precomputed") | {"labels": LABELS, "image_mask": torch.tensor(image_mask)}
     expected = run(model, **inputs)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         outputs = model(**inputs)
