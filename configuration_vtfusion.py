@@ -51,6 +51,15 @@ class VTFusionConfig(PreTrainedConfig):
             image side, since nothing would read it.
         contrastive_loss_weight (`float`, *optional*, defaults to 0.0):
             Weight of the symmetric contrastive loss between pooled text and pooled image, L_itc.
+        matching_loss_weight (`float`, *optional*, defaults to 1.0):
+            Weight of image-text matching with hard negatives, in the heads for retrieval and pretraining.
+        pooling (`str`, *optional*, defaults to `"mean"`):
+            How the heads that judge a whole text make one vector of its tokens: their `"mean"`, the `"first"` token or
+            the `"last"`.
+        class_weights (`list[float]`, *optional*):
+            Weight of each label in the cross-entropy of L_ct and L_t, against classes of unequal size.
+        label_smoothing (`float`, *optional*, defaults to 0.0):
+            The part of a label's probability that is spread over all labels, in L_ct and L_t.
         output_fusion_attentions (`bool`, *optional*, defaults to `False`):
             Whether outputs carry the similarity and the attention maps of the last fusion layer.
         initializer_range (`float`, *optional*, defaults to 0.02):
@@ -78,6 +87,11 @@ class VTFusionConfig(PreTrainedConfig):
         "text_loss",
         "vision_loss",
         "contrastive_loss",
+        "matching_loss",
+        "logits_per_text",
+        "logits_per_image",
+        "text_embeds",
+        "image_embeds",
         "last_hidden_state",
         "text_hidden_state",
         "visual_hidden_state",
@@ -110,6 +124,10 @@ class VTFusionConfig(PreTrainedConfig):
         text_loss_weight: float = 0.5,
         vision_loss_weight: float = 0.1,
         contrastive_loss_weight: float = 0.0,
+        matching_loss_weight: float = 1.0,
+        pooling: str = "mean",
+        class_weights: list[float] | None = None,
+        label_smoothing: float = 0.0,
         output_fusion_attentions: bool = False,
         initializer_range: float = 0.02,
         tie_word_embeddings: bool = False,
@@ -141,10 +159,15 @@ class VTFusionConfig(PreTrainedConfig):
             "text_loss_weight": text_loss_weight,
             "vision_loss_weight": vision_loss_weight,
             "contrastive_loss_weight": contrastive_loss_weight,
+            "matching_loss_weight": matching_loss_weight,
         }
         for name, weight in weights.items():
             if weight < 0:
                 raise ValueError(f"`{name}` must not be negative, got {weight}.")
+        if pooling not in ("mean", "first", "last"):
+            raise ValueError(f"`pooling` must be 'mean', 'first' or 'last', got {pooling!r}.")
+        if not 0 <= label_smoothing < 1:
+            raise ValueError(f"`label_smoothing` must be at least 0 and below 1, got {label_smoothing}.")
         self.fusion_hidden_size = fusion_hidden_size
         self.fusion_intermediate_size = fusion_intermediate_size or 2 * fusion_hidden_size
         self.num_fusion_layers = num_fusion_layers
@@ -158,6 +181,10 @@ class VTFusionConfig(PreTrainedConfig):
         self.text_loss_weight = text_loss_weight
         self.vision_loss_weight = vision_loss_weight
         self.contrastive_loss_weight = contrastive_loss_weight
+        self.matching_loss_weight = matching_loss_weight
+        self.pooling = pooling
+        self.class_weights = class_weights
+        self.label_smoothing = label_smoothing
         self.output_fusion_attentions = output_fusion_attentions
         self.initializer_range = initializer_range
         self.tie_word_embeddings = tie_word_embeddings
@@ -169,12 +196,20 @@ class VTFusionConfig(PreTrainedConfig):
             if kwargs.get(name) is None:
                 kwargs[name] = {}
         super().__init__(**kwargs)
+        if class_weights is not None and len(class_weights) != self.num_labels:
+            raise ValueError(f"`class_weights` has {len(class_weights)} numbers for {self.num_labels} labels.")
         # `save_pretrained` records only the class that was saved, and only an instance attribute reaches the JSON
         # file. The whole map makes every head and the processor load from one folder.
         self.auto_map = {
             "AutoConfig": "configuration_vtfusion.VTFusionConfig",
             "AutoModel": "modeling_vtfusion.VTFusionModel",
             "AutoModelForTokenClassification": "modeling_vtfusion.VTFusionForTokenClassification",
+            "AutoModelForSequenceClassification": "modeling_vtfusion.VTFusionForSequenceClassification",
+            "AutoModelForQuestionAnswering": "modeling_vtfusion.VTFusionForQuestionAnswering",
+            "AutoModelForVisualQuestionAnswering": "modeling_vtfusion.VTFusionForVisualQuestionAnswering",
+            "AutoModelForMaskedLM": "pretraining_vtfusion.VTFusionForMaskedLM",
+            "AutoModelForZeroShotImageClassification": "pretraining_vtfusion.VTFusionForImageTextRetrieval",
+            "AutoModelForPreTraining": "pretraining_vtfusion.VTFusionForPreTraining",
             "AutoProcessor": "processing_vtfusion.VTFusionProcessor",
         }
 

@@ -1,6 +1,7 @@
 """VTFusion's fusion block: alignment, interaction, gated fusion, and the losses that read them."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -227,20 +228,143 @@ class VTFusionGatedFusion(nn.Module):
         return text_hidden_state + addition, gate.squeeze(-1)
 
 
+# --------------------------------------------------------------------------------------------------------- pooling
+
+
+def pool_tokens(hidden_state: torch.Tensor, mask: torch.Tensor | None, how: str) -> torch.Tensor:
+    """One vector `(B, H)` of the tokens `(B, L, H)` of each text: their `"mean"`, the `"first"` or the `"last"`."""
+    if how == "mean":
+        return masked_mean(hidden_state, mask)
+    if mask is None:
+        return hidden_state[:, 0 if how == "first" else -1]
+    # padding may stand on either side
+    places = torch.arange(mask.shape[1], device=mask.device) * mask
+    if how == "first":
+        places = places.masked_fill(~mask, mask.shape[1])
+    index = places.argmin(dim=-1) if how == "first" else places.argmax(dim=-1)
+    return hidden_state[torch.arange(hidden_state.shape[0], device=hidden_state.device), index]
+
+
+def pool(hidden_state: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """Mean `(B, D)` over the positions that are there, as a unit vector; zero where none is."""
+    return F.normalize(at_least_float32(masked_mean(hidden_state, mask)), dim=-1).to(hidden_state.dtype)
+
+
+def masked_mean(hidden_state: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """Mean `(B, D)` of `(B, L, D)` over the positions that are there; zero where none is."""
+    if mask is None:
+        return hidden_state.mean(dim=1)
+    weights = mask.to(hidden_state.dtype)[..., None]
+    return (hidden_state * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
+
+
 # ---------------------------------------------------------------------------------------------------------- losses
 
 
 def token_cross_entropy(
-    logits: torch.Tensor, labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | None = None
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    num_items_in_batch: torch.Tensor | int | None = None,
+    class_weights: Sequence[float] | None = None,
+    label_smoothing: float = 0.0,
 ) -> torch.Tensor:
     """
     Mean cross-entropy over the labels that are not -100; zero where there is none. `num_items_in_batch` (the number of
     labels in all micro-batches and processes, which `Trainer` passes) makes the sum over them the mean of the whole.
     """
-    total = F.cross_entropy(
-        at_least_float32(logits).flatten(0, -2), labels.flatten(), ignore_index=-100, reduction="sum"
-    )
-    return total / count_labels(labels, num_items_in_batch)
+    losses = row_losses(logits, labels, "single_label_classification", class_weights, label_smoothing)
+    return losses.sum() / count_labels(labels, num_items_in_batch)
+
+
+def row_losses(
+    logits: torch.Tensor,
+    labels: torch.Tensor,
+    problem_type: str,
+    class_weights: Sequence[float] | None = None,
+    label_smoothing: float = 0.0,
+) -> torch.Tensor:
+    """
+    The loss of each prediction, summed over its labels; labels of -100 add nothing.
+
+    Args:
+        logits (`torch.FloatTensor` of shape `(..., C)`): predictions.
+        labels (`torch.Tensor` of shape `(...)` or `(..., C)`): classes; or 0 to 1 for each class; or numbers.
+        problem_type (`str`):
+            `"single_label_classification"`: cross-entropy; `"multi_label_classification"`: binary cross-entropy;
+            `"regression"`: squared error.
+        class_weights (`Sequence[float]` of length C, *optional*):
+            Weight of each class in a cross-entropy (of its positive labels, where several may hold).
+        label_smoothing (`float`, *optional*, defaults to 0.0):
+            The part of the probability that is spread over all classes (over both answers, where several may hold).
+
+    Returns:
+        `torch.FloatTensor` of shape `(...)`.
+    """
+    logits = at_least_float32(logits)
+    weights = None if class_weights is None else logits.new_tensor(class_weights)
+    if problem_type == "single_label_classification":
+        flat = F.cross_entropy(
+            logits.flatten(0, -2),
+            labels.flatten(),
+            weight=weights,
+            ignore_index=-100,
+            reduction="none",
+            label_smoothing=label_smoothing,
+        )
+        return flat.view(labels.shape)
+    counted, targets = labels != -100, labels.to(logits.dtype)
+    if problem_type == "regression":
+        losses = (logits - targets).square()
+    else:
+        targets = targets * (1 - label_smoothing) + label_smoothing / 2
+        losses = F.binary_cross_entropy_with_logits(logits, targets, pos_weight=weights, reduction="none")
+    return torch.where(counted, losses, 0.0).sum(dim=-1)
+
+
+def span_cross_entropy(logits: torch.Tensor, start: torch.Tensor, end: torch.Tensor) -> torch.Tensor:
+    """Mean of the cross-entropies of an answer's first and last token, from logits `(B, L, 2)` and places `(B,)`."""
+    first, last = logits.unbind(dim=-1)
+    return (token_cross_entropy(first, start) + token_cross_entropy(last, end)) / 2
+
+
+def answer_mask(start: torch.Tensor, end: torch.Tensor, length: int) -> torch.Tensor:
+    """Which tokens `(B, L)` lie in the answer, from the places `(B,)` of its first and last token."""
+    places = torch.arange(length, device=start.device)
+    return (places >= start[:, None]) & (places <= end[:, None])
+
+
+def binary_loss(logits: torch.Tensor, counted: torch.Tensor, positive: bool) -> torch.Tensor:
+    """Sum of the binary cross-entropies of pairs `(B,)` that all belong together, or do not, where `counted`."""
+    signed = at_least_float32(logits) if positive else -at_least_float32(logits)
+    return torch.where(counted, -F.logsigmoid(signed), 0.0).sum()
+
+
+def hard_negatives(
+    similarity: torch.Tensor, has_image: torch.Tensor
+) -> tuple[tuple[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
+    """
+    Pairs that do not belong together: for each text an image of another row, for each image a text of another row,
+    drawn by the softmax of their similarity. A row without a fitting other gets itself, and means nothing unless the
+    batch has two rows with an image.
+
+    Args:
+        similarity (`torch.FloatTensor` of shape `(B, B)`): scaled cosine of text i and image j.
+        has_image (`torch.BoolTensor` of shape `(B,)`): rows with an image.
+
+    Returns:
+        Two `tuple` of rows of texts `(B,)` and rows of images `(B,)`.
+    """
+    rows = torch.arange(similarity.shape[0], device=similarity.device)
+    same = rows[:, None] == rows[None, :]
+    scores = at_least_float32(similarity.detach())
+
+    def draw(scores: torch.Tensor) -> torch.Tensor:
+        weights = scores.masked_fill(same | ~has_image[None, :], float("-inf")).softmax(dim=-1)
+        # no other row with an image: itself
+        weights = torch.where(weights.isnan(), same.to(weights.dtype), weights)
+        return torch.multinomial(weights, 1).squeeze(-1)
+
+    return (rows, draw(scores)), (draw(scores.T), rows)
 
 
 def vision_loss(
@@ -275,6 +399,35 @@ def vision_loss(
     total = -torch.where(counted, chosen, 0.0).sum()
     # By all labels, as `num_items_in_batch` counts them: micro-batches then add up to the loss of the whole batch.
     return total / count_labels(labels, num_items_in_batch)
+
+
+def row_vision_loss(
+    losses: torch.Tensor,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    text_mask: torch.Tensor | None,
+    visual_mask: torch.Tensor | None,
+    count: torch.Tensor,
+) -> torch.Tensor:
+    r"""
+    L_v where a label belongs to a whole text: the loss of each image position, weighted by alpha, averaged over heads
+    and tokens: sum_{jk} alpha_{ijk} loss^{jk}. Rows without an image add nothing.
+
+    Args:
+        losses (`torch.FloatTensor` of shape `(R, N)`): of each image position, by [`row_losses`].
+        query (`torch.FloatTensor` of shape `(R, heads, L, d)`): unit vectors of the tokens over the temperature.
+        key (`torch.FloatTensor` of shape `(R, heads, N, d)`): unit vectors of the image positions.
+        text_mask (`torch.BoolTensor` of shape `(R, L)`, *optional*): False at padding.
+        visual_mask (`torch.BoolTensor` of shape `(R, N)`, *optional*): which image positions are there.
+        count (`torch.Tensor`): the number of labels to average over.
+    """
+    # The fused kernels ask for values as wide as the keys.
+    values = F.pad(losses[..., None], (0, query.shape[-1] - 1)).to(query.dtype)
+    expected = attend(query, key, values[:, None].expand(-1, query.shape[1], -1, -1), visual_mask)
+    by_row = at_least_float32(masked_mean(expected[..., 0].mean(dim=1)[..., None], text_mask).squeeze(-1))
+    if visual_mask is not None:
+        by_row = torch.where(visual_mask.any(dim=-1), by_row, 0.0)
+    return by_row.sum() / count
 
 
 def contrastive_loss(

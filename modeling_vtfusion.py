@@ -4,22 +4,12 @@ import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import torch
-import torch.nn.functional as F
 from torch import nn
-from transformers import (
-    MODEL_FOR_OBJECT_DETECTION_MAPPING,
-    AutoBackbone,
-    AutoConfig,
-    AutoModel,
-    AutoModelForObjectDetection,
-    PreTrainedConfig,
-    PreTrainedModel,
-    initialization,
-)
-from transformers.utils import ModelOutput, can_return_tuple, logging
+from transformers import AutoConfig, PreTrainedModel, initialization
+from transformers.utils import ModelOutput, can_return_tuple
 
 from .configuration_vtfusion import VTFusionConfig
 from .fusion_vtfusion import (
@@ -29,15 +19,20 @@ from .fusion_vtfusion import (
     VTFusionLinear,
     VTFusionPositions,
     VTFusionZeroLinear,
+    answer_mask,
     at_least_float32,
     attention_map,
     contrastive_loss,
     count_labels,
+    pool,
+    pool_tokens,
+    row_losses,
+    row_vision_loss,
+    span_cross_entropy,
     token_cross_entropy,
     vision_loss,
 )
-
-logger = logging.get_logger(__name__)
+from .visual_vtfusion import build_encoder, encoder_auto_class, read_features, visual_hidden_size
 
 
 @dataclass
@@ -54,8 +49,8 @@ class VTFusionModelOutput(ModelOutput):
         text_hidden_state (`torch.FloatTensor` of shape `(B, L, text_hidden_size)`):
             X_t, the text encoder's last hidden state.
         visual_hidden_state (`torch.FloatTensor` of shape `(B, N, D)`, *optional*):
-            X_v, the projected visual features with their positions. Zero in a row without an image; `None` where no
-            image was given.
+            X_v, the projected visual features with their positions. Zero where there is no image; `None` where none was
+            given.
         visual_context (`torch.FloatTensor` of shape `(B, L, D)`, *optional*):
             X_c, what each token read from the image in the last fusion layer. Zero in a row without an image.
         fusion_gate (`torch.FloatTensor` of shape `(B, L)`):
@@ -110,18 +105,18 @@ class VTFusionModelOutput(ModelOutput):
 
 
 @dataclass
-class VTFusionTokenClassifierOutput(ModelOutput):
+class VTFusionClassifierOutput(ModelOutput):
     """
-    Output of [`VTFusionForTokenClassification`]; the fields it shares with [`VTFusionModelOutput`] mean the same.
+    Output of the heads that classify; the fields they share with [`VTFusionModelOutput`] mean the same.
 
     Args:
         loss (`torch.FloatTensor` of shape `(1,)`, *optional*, returned when `labels` is given):
             Weighted sum of the losses below.
-        logits (`torch.FloatTensor` of shape `(B, L, num_labels)`):
-            Scores of the fused representation, before the softmax.
-        fusion_loss (`torch.FloatTensor` of shape `(1,)`, *optional*): L_ct, cross-entropy of `logits`.
-        text_loss (`torch.FloatTensor` of shape `(1,)`, *optional*): L_t, cross-entropy of the same head on X_t.
-        vision_loss (`torch.FloatTensor` of shape `(1,)`, *optional*): L_v, see [`vision_loss`].
+        logits (`torch.FloatTensor` of shape `(B, L, num_labels)` or `(B, num_labels)`):
+            Scores of the fused representation for each token or each text, before the softmax.
+        fusion_loss (`torch.FloatTensor` of shape `(1,)`, *optional*): L_ct, the loss of `logits`.
+        text_loss (`torch.FloatTensor` of shape `(1,)`, *optional*): L_t, the loss of the same head on X_t.
+        vision_loss (`torch.FloatTensor` of shape `(1,)`, *optional*): L_v, see [`vision_loss`] and [`row_vision_loss`].
         contrastive_loss (`torch.FloatTensor` of shape `(1,)`, *optional*): L_itc, see [`contrastive_loss`].
     """
 
@@ -145,98 +140,58 @@ class VTFusionTokenClassifierOutput(ModelOutput):
     attentions: tuple[torch.FloatTensor, ...] | None = None
 
 
-# -------------------------------------------------------------------------------------------------- visual features
-
-
-def grid_boxes(height: int, width: int, device: torch.device | None = None) -> torch.Tensor:
-    """Boxes (x0, y0, x1, y1) from 0 to 1 of the cells of a grid, row by row, `(height * width, 4)`."""
-    rows = torch.arange(height, device=device, dtype=torch.float32)
-    columns = torch.arange(width, device=device, dtype=torch.float32)
-    top, left = torch.meshgrid(rows / height, columns / width, indexing="ij")
-    return torch.stack([left, top, left + 1 / width, top + 1 / height], dim=-1).flatten(0, 1)
-
-
-def split_prefix_tokens(
-    num_tokens: int, image_size: tuple[int, int], config: PreTrainedConfig, num_prefix_tokens: int | None = None
-) -> tuple[int, int, int]:
+@dataclass
+class VTFusionQuestionAnsweringOutput(ModelOutput):
     """
-    Tells the prefix tokens (`[CLS]`, registers) of a vision transformer's sequence from its grid.
+    Output of [`VTFusionForQuestionAnswering`]; the other fields mean the same as in [`VTFusionClassifierOutput`].
 
     Args:
-        num_tokens (`int`): length of the sequence.
-        image_size (`tuple[int, int]`): height and width of the pixel tensor.
-        config (`PreTrainedConfig`): the vision encoder's configuration, of which the patches are read.
-        num_prefix_tokens (`int`, *optional*): their number, where it is known.
-
-    Returns:
-        `tuple[int, int, int]` of the number of prefix tokens, and the grid's height and width.
-
-    Raises:
-        `ValueError` if no grid fits the sequence.
+        start_logits (`torch.FloatTensor` of shape `(B, L)`):
+            Scores of each token as the answer's first one. The lowest number there is at padding.
+        end_logits (`torch.FloatTensor` of shape `(B, L)`):
+            Scores of each token as the answer's last one.
     """
-    height, width = image_size
-    if num_prefix_tokens is not None:
-        # the grid has the image's aspect ratio
-        rows = round(math.sqrt(max(num_tokens - num_prefix_tokens, 0) * height / width))
-        if rows > 0 and (num_tokens - num_prefix_tokens) % rows == 0:
-            return num_prefix_tokens, rows, (num_tokens - num_prefix_tokens) // rows
-    else:
-        patch = getattr(config, "patch_stride", None) or getattr(config, "patch_size", None)
-        patch_height, patch_width = patch if isinstance(patch, (tuple, list)) else (patch, patch)
-        # Hierarchical transformers (Swin) halve the grid after each stage, rounding up. They have no prefix, and pad
-        # an image that the patch does not divide; a plain one drops what is left over.
-        for stage in range(6 if patch_height else 0):
-            scale = 2**stage
-            rows, columns = -(-height // (patch_height * scale)), -(-width // (patch_width * scale))
-            if rows * columns == num_tokens:
-                return 0, rows, columns
-            if stage == 0:
-                rows, columns = height // patch_height, width // patch_width
-                if 0 < rows * columns <= num_tokens:
-                    return num_tokens - rows * columns, rows, columns
-    raise ValueError(
-        f"The vision encoder '{config.model_type}' returned {num_tokens} tokens for an image of {height} x {width} "
-        "pixels, which fits no grid. Set `vision_num_prefix_tokens` in the config."
-    )
+
+    loss: torch.FloatTensor | None = None
+    start_logits: torch.FloatTensor | None = None
+    end_logits: torch.FloatTensor | None = None
+    fusion_loss: torch.FloatTensor | None = None
+    text_loss: torch.FloatTensor | None = None
+    vision_loss: torch.FloatTensor | None = None
+    contrastive_loss: torch.FloatTensor | None = None
+    last_hidden_state: torch.FloatTensor | None = None
+    text_hidden_state: torch.FloatTensor | None = None
+    visual_hidden_state: torch.FloatTensor | None = None
+    visual_context: torch.FloatTensor | None = None
+    fusion_gate: torch.FloatTensor | None = None
+    visual_boxes: torch.FloatTensor | None = None
+    visual_mask: torch.BoolTensor | None = None
+    similarity: torch.FloatTensor | None = None
+    text_to_image_attention: torch.FloatTensor | None = None
+    image_to_text_attention: torch.FloatTensor | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
 
 
-def build_encoder(config: PreTrainedConfig) -> PreTrainedModel:
-    """An encoder with random weights from its configuration: a detector, a backbone, or what `AutoModel` gives."""
-    auto_class = encoder_auto_class(config)
-    try:
-        return auto_class.from_config(config)
-    except ValueError:
-        # "sdpa" or "flash_attention_2" asked of the whole model reaches a CNN, which has no attention, and raises.
-        if config._attn_implementation in (None, "eager"):
-            raise
-        logger.warning_once(
-            f"'{config.model_type}' does not take attn_implementation='{config._attn_implementation}'; "
-            "this encoder runs its own."
-        )
-        config._attn_implementation = None
-        return auto_class.from_config(config)
+# in the order of `VTFusionModel._visual_inputs`
+IMAGE_INPUTS = ("pixel_values", "image_mask", "pixel_mask", "visual_embeds", "visual_boxes", "visual_mask")
 
 
-def encoder_auto_class(config: PreTrainedConfig) -> Any:
-    """The Auto class that builds an encoder of this configuration."""
-    if type(config) in MODEL_FOR_OBJECT_DETECTION_MAPPING:
-        return AutoModelForObjectDetection
-    if config.model_type in ("timm_backbone", "maskformer-swin"):
-        return AutoBackbone
-    return AutoModel
+class VTFusionInputs(TypedDict, total=False):
+    """What every head passes on to [`VTFusionModel.forward`], which describes them."""
 
-
-def _visual_hidden_size(config: PreTrainedConfig) -> int:
-    """Width of a vision encoder's features: from its config, else from a dry run on the meta device."""
-    if getattr(config, "hidden_size", None):
-        return config.hidden_size
-    size = getattr(config, "image_size", None) or 224
-    height, width = size if isinstance(size, (tuple, list)) else (size, size)
-    with torch.device("meta"), torch.no_grad():
-        encoder = build_encoder(config).eval()
-        outputs = encoder(pixel_values=torch.zeros(1, getattr(config, "num_channels", 3), height, width))
-        features = outputs.feature_maps[-1] if hasattr(outputs, "feature_maps") else outputs.last_hidden_state
-    return features.shape[1] if features.dim() == 4 else features.shape[-1]
+    token_type_ids: torch.LongTensor | None
+    position_ids: torch.LongTensor | None
+    inputs_embeds: torch.FloatTensor | None
+    pixel_values: torch.FloatTensor | None
+    image_mask: torch.Tensor | None
+    pixel_mask: torch.Tensor | None
+    visual_embeds: torch.FloatTensor | None
+    visual_boxes: torch.FloatTensor | None
+    visual_mask: torch.Tensor | None
+    output_attentions: bool | None
+    output_hidden_states: bool | None
+    output_fusion_attentions: bool | None
 
 
 # ---------------------------------------------------------------------------------------------------------- models
@@ -355,26 +310,56 @@ class VTFusionPreTrainedModel(PreTrainedModel):
 
     @staticmethod
     def predict_both(
-        head: Callable[[torch.Tensor], torch.Tensor], outputs: VTFusionModelOutput, with_text: bool
+        head: Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor],
+        outputs: VTFusionModelOutput,
+        attention_mask: torch.Tensor | None,
+        with_text: bool,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """
         What a head predicts from X_f, and from X_t alone for L_t.
 
         Args:
-            head (`Callable`): from hidden states `(rows, L, text_hidden_size)` to predictions, row by row.
+            head (`Callable`):
+                From hidden states `(rows, L, text_hidden_size)` and their mask `(rows, L)` to predictions, row by row.
             outputs ([`VTFusionModelOutput`]): of the base model.
+            attention_mask (`torch.Tensor` of shape `(B, L)`, *optional*): 0 at padding.
             with_text (`bool`): whether the prediction from X_t is wanted; else it is `None`.
         """
+        mask = None if attention_mask is None else attention_mask.bool()
         if not with_text:
-            return head(outputs.last_hidden_state), None
-        from_text = head(outputs.text_hidden_state)
+            return head(outputs.last_hidden_state, mask), None
+        from_text = head(outputs.text_hidden_state, mask)
         if outputs.visual_hidden_state is None:
             return from_text, from_text
         rows = outputs.fused_rows
         if rows is None:
-            return head(outputs.last_hidden_state), from_text
+            return head(outputs.last_hidden_state, mask), from_text
         # In the other rows X_f is X_t.
-        return from_text.index_copy(0, rows, head(outputs.last_hidden_state[rows])), from_text
+        fused = head(outputs.last_hidden_state[rows], None if mask is None else mask[rows])
+        return from_text.index_copy(0, rows, fused), from_text
+
+    @staticmethod
+    def shared_fields(output_class: type[ModelOutput], outputs: VTFusionModelOutput) -> dict[str, Any]:
+        """The fields of the base model's output that a head's output has too."""
+        return {name: outputs[name] for name in output_class.__dataclass_fields__.keys() & outputs.keys()}
+
+    @staticmethod
+    def token_vision_loss(
+        image_logits: torch.Tensor,
+        outputs: VTFusionModelOutput,
+        labels: torch.Tensor,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor:
+        """L_v of labels for each token, from logits `(R, N, num_labels)` of the image positions; see [`vision_loss`]."""
+        rows = slice(None) if outputs.fused_rows is None else outputs.fused_rows
+        return vision_loss(
+            at_least_float32(image_logits).log_softmax(dim=-1),
+            outputs.alignment_query,
+            outputs.alignment_key,
+            None if outputs.visual_mask is None else outputs.visual_mask[rows],
+            labels[rows],
+            count_labels(labels, num_items_in_batch),
+        )
 
     def combine_losses(
         self, outputs: VTFusionModelOutput, losses: dict[str, torch.Tensor], share: torch.Tensor | float = 1.0
@@ -392,8 +377,7 @@ class VTFusionPreTrainedModel(PreTrainedModel):
         base = self.base_model
         if outputs.image_embeds is not None:
             has_image = None if outputs.visual_mask is None else outputs.visual_mask.any(dim=-1)
-            scale = base.contrastive_log_scale.exp().clamp(max=MAX_LOGIT_SCALE)
-            itc = contrastive_loss(outputs.text_embeds, outputs.image_embeds, scale, has_image)
+            itc = contrastive_loss(outputs.text_embeds, outputs.image_embeds, base.contrastive_scale(), has_image)
             losses["contrastive_loss"] = itc * share
         return sum(getattr(self.config, f"{name}_weight") * value for name, value in losses.items())
 
@@ -444,7 +428,7 @@ class VTFusionModel(VTFusionPreTrainedModel):
         if vision_model is not None:
             config.vision_config = vision_model.config
             if config.visual_hidden_size is None:
-                config.visual_hidden_size = _visual_hidden_size(config.vision_config)
+                config.visual_hidden_size = visual_hidden_size(config.vision_config)
 
         text_hidden_size = config.text_config.get_text_config().hidden_size
         width = config.fusion_hidden_size
@@ -528,30 +512,13 @@ class VTFusionModel(VTFusionPreTrainedModel):
         inputs = {"pixel_values": pixels.to(self.vision_model.dtype)}
         if pixel_mask is not None and _accepts(self.vision_model, "pixel_mask"):
             inputs["pixel_mask"] = pixel_mask
-        outputs = self.vision_model(**inputs)
-        boxes = getattr(outputs, "pred_boxes", None)
-        if boxes is not None:
-            # YOLOS returns its patch tokens before the detection tokens.
-            features = outputs.last_hidden_state[:, -boxes.shape[1] :]
-            centre, half = boxes[..., :2], boxes[..., 2:] / 2
-            # Geometry tells where a feature is from; it is not trained through.
-            return features, torch.cat([centre - half, centre + half], dim=-1).clamp(0, 1).detach().float()
-
-        features = outputs.feature_maps[-1] if hasattr(outputs, "feature_maps") else outputs.last_hidden_state
-        width = self.config.visual_hidden_size
-        if features.dim() == 4:
-            if features.shape[1] != width and features.shape[-1] == width:
-                # some timm transformers put the channels last
-                features = features.permute(0, 3, 1, 2)
-            height, columns = features.shape[-2:]
-            features = features.flatten(2).transpose(1, 2)
-        else:
-            prefix, height, columns = split_prefix_tokens(
-                features.shape[1], pixels.shape[-2:], self.vision_model.config, self.config.vision_num_prefix_tokens
-            )
-            features = features[:, prefix:]
-        boxes = grid_boxes(height, columns, device=features.device)
-        return features, boxes.expand(features.shape[0], -1, -1)
+        return read_features(
+            self.vision_model(**inputs),
+            (pixels.shape[-2], pixels.shape[-1]),
+            self.vision_model.config,
+            self.config.visual_hidden_size,
+            self.config.vision_num_prefix_tokens,
+        )
 
     def _visual_inputs(
         self,
@@ -711,21 +678,19 @@ class VTFusionModel(VTFusionPreTrainedModel):
             shape = (features.shape[0], features.shape[1] * features.shape[2])
             visual_mask = keeps.expand(shape) if visual_mask is None else visual_mask & keeps
         text_mask = None if attention_mask is None else attention_mask.bool()
-        if visual_mask is not None:
-            # Padding may hold anything. A weight of zero does not silence NaN, nor does a gradient of zero.
-            boxes = boxes.masked_fill(~visual_mask.view(boxes.shape[:3])[..., None], 0.0)
-        result["visual_boxes"] = boxes.flatten(1, 2)
         result["visual_mask"] = visual_mask
-        normed_text = self.text_norm(text)
-        text_state = self.text_projection(normed_text)
         if self.contrastive_log_scale is not None:
-            result["text_embeds"] = _pool(text_state, text_mask)
-
-        parts = (text, normed_text, text_state, text_mask, features, boxes, visual_mask)
+            result["text_embeds"] = self.pool_text(text, text_mask)
         rows = _rows_to_fuse(visual_mask)
+        parts = (text, text_mask, features, boxes, visual_mask)
         if rows is not None:
             parts = tuple(None if part is None else part[rows] for part in parts)
-        fused, alignment = self._fuse(*parts, output_fusion_attentions)
+        text_part, text_mask, features, boxes, mask_part = parts
+        image, boxes = self._project_images(features, boxes, mask_part)
+        fused, alignment = self.fuse(text_part, text_mask, image, mask_part, output_fusion_attentions)
+        fused |= {"visual_hidden_state": image, "visual_boxes": boxes}
+        if self.contrastive_log_scale is not None:
+            fused["image_embeds"] = pool(image, mask_part)
         if rows is not None:
             last_hidden_state = text.index_copy(0, rows, fused.pop("last_hidden_state").to(text.dtype))
             fused = {name: _spread(value, rows, text.shape[0]) for name, value in fused.items()}
@@ -735,29 +700,71 @@ class VTFusionModel(VTFusionPreTrainedModel):
             result.update(alignment)
         return VTFusionModelOutput(**result)
 
-    def _fuse(
-        self,
-        text: torch.Tensor,
-        normed_text: torch.Tensor,
-        text_state: torch.Tensor,
-        text_mask: torch.Tensor | None,
-        features: torch.Tensor,
-        boxes: torch.Tensor,
-        visual_mask: torch.Tensor | None,
-        output_fusion_attentions: bool,
-    ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor | None]]:
-        """Alignment, interaction and fusion; the fields of [`VTFusionModelOutput`], and apart those for L_v."""
+    def _project_images(
+        self, features: torch.Tensor, boxes: torch.Tensor, visual_mask: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """X_v `(B, N, D)` and boxes `(B, N, 4)`; both zero where there is no image, so that padding may hold anything."""
         if visual_mask is not None:
-            features = features.masked_fill(~visual_mask.view(features.shape[:3])[..., None], 0.0)
+            # A weight of zero does not silence NaN, nor does a gradient of zero.
+            absent = ~visual_mask.view(features.shape[:3])[..., None]
+            features, boxes = features.masked_fill(absent, 0.0), boxes.masked_fill(absent, 0.0)
         features = self.visual_norm(features.to(self.visual_norm.weight.dtype))
         image = (self.visual_projection(features) + self.visual_positions(boxes)).flatten(1, 2)
-        fused = {"visual_hidden_state": image}
-        if self.contrastive_log_scale is not None:
-            fused["image_embeds"] = _pool(image, visual_mask)
+        if visual_mask is not None:
+            image = torch.where(visual_mask[..., None], image, 0.0)
+        return image, boxes.flatten(1, 2)
+
+    def encode_images(self, **inputs: Unpack["VTFusionInputs"]) -> torch.FloatTensor:
+        """
+        Unit vectors `(B, D)` of images, for the contrastive loss; zero where there is no image.
+
+        Args:
+            inputs: `pixel_values`, `image_mask`, `pixel_mask`, `visual_embeds`, `visual_boxes` and `visual_mask`, as in
+                the forward pass.
+        """
+        given = inputs.get("pixel_values") if inputs.get("visual_embeds") is None else inputs["visual_embeds"]
+        if given is None:
+            raise ValueError("Give `pixel_values` or `visual_embeds`.")
+        features, boxes, mask = self._visual_inputs(given.shape[0], *(inputs.get(name) for name in IMAGE_INPUTS))
+        if features is None:
+            return self.visual_projection.weight.new_zeros(given.shape[0], self.config.fusion_hidden_size)
+        return pool(self._project_images(features, boxes, mask)[0], mask)
+
+    def contrastive_scale(self) -> torch.Tensor:
+        """1 / temperature of the contrastive loss, a scalar."""
+        return self.contrastive_log_scale.exp().clamp(max=MAX_LOGIT_SCALE)
+
+    def pool_text(self, text_hidden_state: torch.Tensor, text_mask: torch.Tensor | None = None) -> torch.Tensor:
+        """Mean of the projected tokens `(B, D)`, as a unit vector, of X_t `(B, L, text_hidden_size)`."""
+        return pool(self.text_projection(self.text_norm(text_hidden_state)), text_mask)
+
+    def fuse(
+        self,
+        text_hidden_state: torch.Tensor,
+        text_mask: torch.Tensor | None,
+        visual_hidden_state: torch.Tensor,
+        visual_mask: torch.Tensor | None,
+        output_fusion_attentions: bool = False,
+    ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor | None]]:
+        """
+        Alignment, interaction and fusion of what is encoded already, so that a text can be put beside many images.
+
+        Args:
+            text_hidden_state (`torch.FloatTensor` of shape `(B, L, text_hidden_size)`): X_t.
+            text_mask (`torch.BoolTensor` of shape `(B, L)`, *optional*): False at padding.
+            visual_hidden_state (`torch.FloatTensor` of shape `(B, N, D)`): X_v.
+            visual_mask (`torch.BoolTensor` of shape `(B, N)`, *optional*): False at positions that are not there.
+            output_fusion_attentions (`bool`, *optional*, defaults to `False`): whether attention maps are wanted.
+
+        Returns:
+            `tuple` of two `dict`: fields of [`VTFusionModelOutput`], and those of them that L_v needs.
+        """
+        normed_text = self.text_norm(text_hidden_state)
+        text_state, image = self.text_projection(normed_text), visual_hidden_state
         for layer in self.fusion_layers:
             context, image, query, key = layer(text_state, image, text_mask, visual_mask)
             text_state = text_state + context
-        fused["visual_context"] = context
+        fused = {"visual_context": context}
         if output_fusion_attentions:
             fused["similarity"] = (query / layer.scale().to(query.dtype)) @ key.transpose(-1, -2)
             fused["text_to_image_attention"] = attention_map(query, key, visual_mask)
@@ -770,7 +777,9 @@ class VTFusionModel(VTFusionPreTrainedModel):
                 name: torch.where(has_image.view(-1, *[1] * (value.dim() - 1)), value, 0.0)
                 for name, value in fused.items()
             }
-        fused["last_hidden_state"], fused["fusion_gate"] = self.fusion(text, normed_text, context, has_image)
+        fused["last_hidden_state"], fused["fusion_gate"] = self.fusion(
+            text_hidden_state, normed_text, context, has_image
+        )
         alignment = {
             "image_state": image if layer.has_image_side else None,
             "alignment_query": query,
@@ -818,14 +827,17 @@ def _spread(value: torch.Tensor, rows: torch.Tensor, batch_size: int) -> torch.T
     return value.new_zeros(batch_size, *value.shape[1:]).index_copy(0, rows, value)
 
 
-def _pool(hidden_state: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    """Mean over the positions that are there, as a unit vector; zero where none is."""
-    if mask is None:
-        pooled = hidden_state.mean(dim=1)
-    else:
-        weights = mask.to(hidden_state.dtype)[..., None]
-        pooled = (hidden_state * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
-    return F.normalize(at_least_float32(pooled), dim=-1).to(hidden_state.dtype)
+def check_label_range(labels: torch.Tensor, num_labels: int, name: str = "labels") -> None:
+    # On a GPU the look-up would wait for the device, and the loss kernel checks there.
+    if labels.device.type == "cpu" and not torch.compiler.is_compiling():
+        outside = ((labels < 0) & (labels != -100)) | (labels >= num_labels)
+        if outside.any():
+            row, *position = outside.nonzero()[0].tolist()
+            at = f" at position {position[0]}" if position else ""
+            raise ValueError(
+                f"Row {row}, field `{name}`: {labels[row, *position].item()}{at} is outside its range (0 to "
+                f"{num_labels - 1}, or -100 for none)."
+            )
 
 
 class VTFusionForTokenClassification(VTFusionPreTrainedModel):
@@ -875,22 +887,11 @@ class VTFusionForTokenClassification(VTFusionPreTrainedModel):
         self,
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        token_type_ids: torch.LongTensor | None = None,
-        position_ids: torch.LongTensor | None = None,
-        inputs_embeds: torch.FloatTensor | None = None,
-        pixel_values: torch.FloatTensor | None = None,
-        image_mask: torch.Tensor | None = None,
-        pixel_mask: torch.Tensor | None = None,
-        visual_embeds: torch.FloatTensor | None = None,
-        visual_boxes: torch.FloatTensor | None = None,
-        visual_mask: torch.Tensor | None = None,
+        *,
         labels: torch.LongTensor | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
-        output_fusion_attentions: bool | None = None,
-        **kwargs: Any,
-    ) -> VTFusionTokenClassifierOutput:
+        **inputs: Unpack[VTFusionInputs],
+    ) -> VTFusionClassifierOutput:
         r"""
         Args:
             labels (`torch.LongTensor` of shape `(B, L)`, *optional*):
@@ -902,68 +903,313 @@ class VTFusionForTokenClassification(VTFusionPreTrainedModel):
         The other arguments are those of [`VTFusionModel.forward`].
         """
         outputs = self.vtfusion(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            token_type_ids=token_type_ids,
-            position_ids=position_ids,
-            inputs_embeds=inputs_embeds,
-            pixel_values=pixel_values,
-            image_mask=image_mask,
-            pixel_mask=pixel_mask,
-            visual_embeds=visual_embeds,
-            visual_boxes=visual_boxes,
-            visual_mask=visual_mask,
-            output_attentions=output_attentions,
-            output_hidden_states=output_hidden_states,
-            output_fusion_attentions=output_fusion_attentions,
+            input_ids,
+            attention_mask,
             output_alignment=labels is not None and self.vision_classifier is not None,
             return_dict=True,
-            **kwargs,
+            **inputs,
         )
-        with_text = labels is not None and self.config.text_loss_weight > 0
         logits, text_logits = self.predict_both(
-            lambda hidden_state: self.classifier(self.dropout(hidden_state)), outputs, with_text
+            lambda hidden_state, mask: self.classifier(self.dropout(hidden_state)),
+            outputs,
+            attention_mask,
+            with_text=labels is not None and self.config.text_loss_weight > 0,
         )
         loss, losses = None, {}
         if labels is not None:
-            self._check_labels(labels, logits)
-            losses["fusion_loss"] = token_cross_entropy(logits, labels, num_items_in_batch)
+            if labels.shape != logits.shape[:2]:
+                raise ValueError(f"`labels` must have shape {tuple(logits.shape[:2])}, got {tuple(labels.shape)}.")
+            check_label_range(labels, self.num_labels)
+            options = (num_items_in_batch, self.config.class_weights, self.config.label_smoothing)
+            losses["fusion_loss"] = token_cross_entropy(logits, labels, *options)
             if text_logits is not None:
-                losses["text_loss"] = token_cross_entropy(text_logits, labels, num_items_in_batch)
+                losses["text_loss"] = token_cross_entropy(text_logits, labels, *options)
             if outputs.image_state is not None:
                 image_logits = self.vision_classifier(self.dropout(outputs.image_state))
-                log_probs = at_least_float32(image_logits).log_softmax(dim=-1)
-                rows = slice(None) if outputs.fused_rows is None else outputs.fused_rows
-                losses["vision_loss"] = vision_loss(
-                    log_probs,
-                    outputs.alignment_query,
-                    outputs.alignment_key,
-                    None if outputs.visual_mask is None else outputs.visual_mask[rows],
-                    labels[rows],
-                    count_labels(labels, num_items_in_batch),
-                )
+                losses["vision_loss"] = self.token_vision_loss(image_logits, outputs, labels, num_items_in_batch)
             share = count_labels(labels) / count_labels(labels, num_items_in_batch)
             loss = self.combine_losses(outputs, losses, share)
-        shared = VTFusionTokenClassifierOutput.__dataclass_fields__.keys() & outputs.keys()
-        return VTFusionTokenClassifierOutput(
-            loss=loss, logits=logits, **losses, **{name: outputs[name] for name in shared}
-        )
+        shared = self.shared_fields(VTFusionClassifierOutput, outputs)
+        return VTFusionClassifierOutput(loss=loss, logits=logits, **losses, **shared)
 
-    def _check_labels(self, labels: torch.Tensor, logits: torch.Tensor) -> None:
-        if labels.shape != logits.shape[:2]:
-            raise ValueError(f"`labels` must have shape {tuple(logits.shape[:2])}, got {tuple(labels.shape)}.")
-        # On a GPU the look-up would wait for the device, and the loss kernel checks there.
-        if labels.device.type == "cpu" and not torch.compiler.is_compiling():
-            outside = ((labels < 0) & (labels != -100)) | (labels >= self.num_labels)
-            if outside.any():
-                row, position = outside.nonzero()[0].tolist()
-                raise ValueError(
-                    f"Row {row}, field `labels`: {labels[row, position].item()} at position {position} is outside the "
-                    f"label map (0 to {self.num_labels - 1}, or -100 for no label)."
+
+class VTFusionForSequenceClassification(VTFusionPreTrainedModel):
+    r"""
+    VTFusion with a head on the pooled text: sentiment, intent, any class, several classes, or a number.
+
+    Args:
+        config ([`VTFusionConfig`]):
+            The configuration. `problem_type` is `"single_label_classification"`, `"multi_label_classification"` or
+            `"regression"`; without it the labels of a batch tell.
+        vision_model (`PreTrainedModel`, *optional*): a vision encoder to take instead of a random one.
+        text_model (`PreTrainedModel`, *optional*): a text encoder to take instead of a random one.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from transformers import BertConfig, ResNetConfig
+    >>> from vtfusion import VTFusionConfig, VTFusionForSequenceClassification
+
+    >>> text = BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64)
+    >>> vision = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic")
+    >>> config = VTFusionConfig(text, vision, fusion_hidden_size=16, num_fusion_heads=2, num_labels=3)
+    >>> model = VTFusionForSequenceClassification(config)
+    >>> outputs = model(torch.tensor([[5, 6, 7]]), pixel_values=torch.rand(1, 3, 32, 32), labels=torch.tensor([2]))
+    >>> outputs.logits.shape
+    torch.Size([1, 3])
+    ```
+    """
+
+    def __init__(
+        self,
+        config: VTFusionConfig,
+        vision_model: PreTrainedModel | None = None,
+        text_model: PreTrainedModel | None = None,
+    ):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.vtfusion = VTFusionModel(config, vision_model, text_model)
+        self.dropout = nn.Dropout(config.classifier_dropout)
+        self.classifier = nn.Linear(config.text_config.get_text_config().hidden_size, config.num_labels)
+        self.vision_classifier: Any = (
+            nn.Linear(config.fusion_hidden_size, config.num_labels) if config.vision_loss_weight > 0 else None
+        )
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        *,
+        labels: torch.Tensor | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        **inputs: Unpack[VTFusionInputs],
+    ) -> VTFusionClassifierOutput:
+        r"""
+        Args:
+            labels (`torch.Tensor` of shape `(B,)` or `(B, num_labels)`, *optional*):
+                A class for each text (-100: counts for nothing), 0 to 1 for each class of each text, or numbers.
+            num_items_in_batch (`torch.Tensor` or `int`, *optional*):
+                Number of labels over which the losses are averaged; by default those of this batch. `Trainer` gives it
+                when it accumulates gradients.
+
+        The other arguments are those of [`VTFusionModel.forward`].
+        """
+        outputs = self.vtfusion(
+            input_ids,
+            attention_mask,
+            output_alignment=labels is not None and self.vision_classifier is not None,
+            return_dict=True,
+            **inputs,
+        )
+        logits, text_logits = self.predict_both(
+            lambda hidden_state, mask: self.classifier(
+                self.dropout(pool_tokens(hidden_state, mask, self.config.pooling))
+            ),
+            outputs,
+            attention_mask,
+            with_text=labels is not None and self.config.text_loss_weight > 0,
+        )
+        loss, losses = None, {}
+        if labels is not None:
+            losses = self._losses(logits, text_logits, outputs, attention_mask, labels, num_items_in_batch)
+            share = count_labels(labels) / count_labels(labels, num_items_in_batch)
+            loss = self.combine_losses(outputs, losses, share)
+        shared = self.shared_fields(VTFusionClassifierOutput, outputs)
+        return VTFusionClassifierOutput(loss=loss, logits=logits, **losses, **shared)
+
+    def _losses(
+        self,
+        logits: torch.Tensor,
+        text_logits: torch.Tensor | None,
+        outputs: VTFusionModelOutput,
+        attention_mask: torch.Tensor | None,
+        labels: torch.Tensor,
+        num_items_in_batch: torch.Tensor | int | None,
+    ) -> dict[str, torch.Tensor]:
+        problem = self.config.problem_type or self._problem_type(labels)
+        expected = (logits.shape[0],) if problem == "single_label_classification" else tuple(logits.shape)
+        if problem == "regression" and self.num_labels == 1 and labels.dim() == 1:
+            labels = labels[:, None]
+        if tuple(labels.shape) != expected:
+            raise ValueError(f"`labels` must have shape {expected} for {problem}, got {tuple(labels.shape)}.")
+        if problem == "single_label_classification":
+            check_label_range(labels, self.num_labels)
+        options = (problem, self.config.class_weights, self.config.label_smoothing)
+        count = count_labels(labels, num_items_in_batch)
+        losses = {"fusion_loss": row_losses(logits, labels, *options).sum() / count}
+        if text_logits is not None:
+            losses["text_loss"] = row_losses(text_logits, labels, *options).sum() / count
+        if outputs.image_state is not None:
+            rows = slice(None) if outputs.fused_rows is None else outputs.fused_rows
+            image_logits = self.vision_classifier(self.dropout(outputs.image_state))
+            by_position = labels[rows][:, None].expand(-1, image_logits.shape[1], *labels.shape[1:])
+            losses["vision_loss"] = row_vision_loss(
+                row_losses(image_logits, by_position, *options),
+                outputs.alignment_query,
+                outputs.alignment_key,
+                None if attention_mask is None else attention_mask[rows].bool(),
+                None if outputs.visual_mask is None else outputs.visual_mask[rows],
+                count,
+            )
+        return losses
+
+    def _problem_type(self, labels: torch.Tensor) -> str:
+        if self.num_labels == 1:
+            return "regression"
+        return "multi_label_classification" if labels.is_floating_point() else "single_label_classification"
+
+
+class VTFusionForVisualQuestionAnswering(VTFusionForSequenceClassification):
+    r"""
+    VTFusion that answers a question about a picture with one of `num_labels` answers. `labels` are answers `(B,)`, or
+    soft scores `(B, num_labels)` from 0 to 1, as when people gave several answers (VQA v2); these are learned with
+    binary cross-entropy, as in ViLT.
+
+    Args:
+        config ([`VTFusionConfig`]): the configuration; its labels are the answers.
+        vision_model (`PreTrainedModel`, *optional*): a vision encoder to take instead of a random one.
+        text_model (`PreTrainedModel`, *optional*): a text encoder to take instead of a random one.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from transformers import BertConfig, ResNetConfig
+    >>> from vtfusion import VTFusionConfig, VTFusionForVisualQuestionAnswering
+
+    >>> text = BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64)
+    >>> vision = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic")
+    >>> config = VTFusionConfig(text, vision, fusion_hidden_size=16, num_fusion_heads=2, id2label={0: "no", 1: "yes"})
+    >>> model = VTFusionForVisualQuestionAnswering(config)
+    >>> model(torch.tensor([[5, 6, 7]]), pixel_values=torch.rand(1, 3, 32, 32)).logits.shape
+    torch.Size([1, 2])
+    ```
+    """
+
+
+class VTFusionForQuestionAnswering(VTFusionPreTrainedModel):
+    r"""
+    VTFusion that finds the answer to a question in a text beside its picture.
+
+    Args:
+        config ([`VTFusionConfig`]): the configuration.
+        vision_model (`PreTrainedModel`, *optional*): a vision encoder to take instead of a random one.
+        text_model (`PreTrainedModel`, *optional*): a text encoder to take instead of a random one.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from transformers import BertConfig, ResNetConfig
+    >>> from vtfusion import VTFusionConfig, VTFusionForQuestionAnswering
+
+    >>> text = BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64)
+    >>> vision = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic")
+    >>> config = VTFusionConfig(text, vision, fusion_hidden_size=16, num_fusion_heads=2)
+    >>> model = VTFusionForQuestionAnswering(config)
+    >>> model(torch.tensor([[5, 6, 7]]), pixel_values=torch.rand(1, 3, 32, 32)).start_logits.shape
+    torch.Size([1, 3])
+    ```
+    """
+
+    def __init__(
+        self,
+        config: VTFusionConfig,
+        vision_model: PreTrainedModel | None = None,
+        text_model: PreTrainedModel | None = None,
+    ):
+        super().__init__(config)
+        self.vtfusion = VTFusionModel(config, vision_model, text_model)
+        self.dropout = nn.Dropout(config.classifier_dropout)
+        self.qa_outputs = nn.Linear(config.text_config.get_text_config().hidden_size, 2)
+        self.vision_classifier: Any = (
+            nn.Linear(config.fusion_hidden_size, 2) if config.vision_loss_weight > 0 else None
+        )
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        *,
+        start_positions: torch.LongTensor | None = None,
+        end_positions: torch.LongTensor | None = None,
+        **inputs: Unpack[VTFusionInputs],
+    ) -> VTFusionQuestionAnsweringOutput:
+        r"""
+        Args:
+            start_positions (`torch.LongTensor` of shape `(B,)`, *optional*):
+                The answer's first token; by convention 0 where there is no answer. A row with -100 counts for nothing.
+            end_positions (`torch.LongTensor` of shape `(B,)`, *optional*):
+                The answer's last token.
+
+        The other arguments are those of [`VTFusionModel.forward`]. L_v asks of each image position whether the tokens
+        that look at it are a part of the answer.
+        """
+        if (start_positions is None) != (end_positions is None):
+            raise ValueError("Give both `start_positions` and `end_positions`, or neither.")
+        outputs = self.vtfusion(
+            input_ids,
+            attention_mask,
+            output_alignment=start_positions is not None and self.vision_classifier is not None,
+            return_dict=True,
+            **inputs,
+        )
+        logits, text_logits = self.predict_both(
+            lambda hidden_state, mask: self.qa_outputs(self.dropout(hidden_state)),
+            outputs,
+            attention_mask,
+            with_text=start_positions is not None and self.config.text_loss_weight > 0,
+        )
+        if attention_mask is not None:
+            padding = ~attention_mask.bool()[..., None]
+            logits = logits.masked_fill(padding, torch.finfo(logits.dtype).min)
+            if text_logits is not None:
+                text_logits = text_logits.masked_fill(padding, torch.finfo(logits.dtype).min)
+        loss, losses = None, {}
+        if start_positions is not None:
+            for positions, name in ((start_positions, "start_positions"), (end_positions, "end_positions")):
+                if positions.shape != logits.shape[:1]:
+                    raise ValueError(
+                        f"`{name}` must have shape {tuple(logits.shape[:1])}, got {tuple(positions.shape)}."
+                    )
+                check_label_range(positions, logits.shape[1], name)
+            losses["fusion_loss"] = span_cross_entropy(logits, start_positions, end_positions)
+            if text_logits is not None:
+                losses["text_loss"] = span_cross_entropy(text_logits, start_positions, end_positions)
+            if outputs.image_state is not None:
+                inside = answer_mask(start_positions, end_positions, logits.shape[1]).long()
+                ignored = (
+                    (start_positions < 0)[:, None]
+                    if attention_mask is None
+                    else ((start_positions < 0)[:, None] | ~attention_mask.bool())
                 )
+                labels = inside.masked_fill(ignored, -100)
+                image_logits = self.vision_classifier(self.dropout(outputs.image_state))
+                losses["vision_loss"] = self.token_vision_loss(image_logits, outputs, labels)
+            loss = self.combine_losses(outputs, losses)
+        start_logits, end_logits = logits.unbind(dim=-1)
+        shared = self.shared_fields(VTFusionQuestionAnsweringOutput, outputs)
+        return VTFusionQuestionAnsweringOutput(
+            loss=loss, start_logits=start_logits, end_logits=end_logits, **losses, **shared
+        )
 
 
 VTFusionModel.register_for_auto_class("AutoModel")
 VTFusionForTokenClassification.register_for_auto_class("AutoModelForTokenClassification")
+VTFusionForSequenceClassification.register_for_auto_class("AutoModelForSequenceClassification")
+VTFusionForVisualQuestionAnswering.register_for_auto_class("AutoModelForVisualQuestionAnswering")
+VTFusionForQuestionAnswering.register_for_auto_class("AutoModelForQuestionAnswering")
 
-__all__ = ["VTFusionForTokenClassification", "VTFusionModel", "VTFusionPreTrainedModel"]
+__all__ = [
+    "VTFusionForQuestionAnswering",
+    "VTFusionForSequenceClassification",
+    "VTFusionForTokenClassification",
+    "VTFusionForVisualQuestionAnswering",
+    "VTFusionModel",
+    "VTFusionPreTrainedModel",
+]

@@ -28,7 +28,7 @@ from transformers import (
 
 from tiny import HIDDEN, IMAGE, TEXT, VISION, VOCAB, randomize_fusion, tiny_config, tiny_inputs
 from vtfusion import VTFusionConfig, VTFusionForTokenClassification, VTFusionModel, modeling_vtfusion
-from vtfusion.modeling_vtfusion import build_encoder, encoder_auto_class, grid_boxes, split_prefix_tokens
+from vtfusion.visual_vtfusion import build_encoder, encoder_auto_class, grid_boxes, split_prefix_tokens
 
 LABELS = torch.tensor([[0, 1, 2, -100, 0, 1, 2], [1, 1, 0, 2, 0, -100, -100]])
 LAYERS = {"hidden_size": HIDDEN, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 37}
