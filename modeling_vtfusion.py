@@ -379,6 +379,9 @@ class VTFusionPreTrainedModel(PreTrainedModel):
             has_image = None if outputs.visual_mask is None else outputs.visual_mask.any(dim=-1)
             itc = contrastive_loss(outputs.text_embeds, outputs.image_embeds, base.contrastive_scale(), has_image)
             losses["contrastive_loss"] = itc * share
+        if not losses:
+            # a batch without an image, of a head that only compares: still a loss that can be trained on
+            return outputs.last_hidden_state.sum() * 0.0
         return sum(getattr(self.config, f"{name}_weight") * value for name, value in losses.items())
 
 
@@ -830,14 +833,30 @@ def _spread(value: torch.Tensor, rows: torch.Tensor, batch_size: int) -> torch.T
 def check_label_range(labels: torch.Tensor, num_labels: int, name: str = "labels") -> None:
     # On a GPU the look-up would wait for the device, and the loss kernel checks there.
     if labels.device.type == "cpu" and not torch.compiler.is_compiling():
-        outside = ((labels < 0) & (labels != -100)) | (labels >= num_labels)
-        if outside.any():
-            row, *position = outside.nonzero()[0].tolist()
-            at = f" at position {position[0]}" if position else ""
-            raise ValueError(
-                f"Row {row}, field `{name}`: {labels[row, *position].item()}{at} is outside its range (0 to "
-                f"{num_labels - 1}, or -100 for none)."
-            )
+        _raise_outside(labels, ((labels < 0) & (labels != -100)) | (labels >= num_labels), num_labels - 1, name)
+
+
+def check_score_range(labels: torch.Tensor) -> None:
+    """Labels from 0 to 1 for each class, or -100: beyond them a binary cross-entropy falls without end."""
+    if labels.device.type == "cpu" and not torch.compiler.is_compiling():
+        _raise_outside(labels, ((labels < 0) & (labels != -100)) | (labels > 1), 1, "labels")
+
+
+def check_token_labels(labels: torch.Tensor, shape: tuple[int, int], num_labels: int) -> None:
+    """A label for each token, of `shape` `(B, L)`."""
+    if tuple(labels.shape) != shape:
+        raise ValueError(f"`labels` must have shape {shape}, got {tuple(labels.shape)}.")
+    check_label_range(labels, num_labels)
+
+
+def _raise_outside(labels: torch.Tensor, outside: torch.Tensor, highest: int, name: str) -> None:
+    if outside.any():
+        row, *position = outside.nonzero()[0].tolist()
+        at = f" at position {position[0]}" if position else ""
+        raise ValueError(
+            f"Row {row}, field `{name}`: {labels[row, *position].item():g}{at} is outside its range (0 to {highest}, "
+            "or -100 for none)."
+        )
 
 
 class VTFusionForTokenClassification(VTFusionPreTrainedModel):
@@ -917,9 +936,7 @@ class VTFusionForTokenClassification(VTFusionPreTrainedModel):
         )
         loss, losses = None, {}
         if labels is not None:
-            if labels.shape != logits.shape[:2]:
-                raise ValueError(f"`labels` must have shape {tuple(logits.shape[:2])}, got {tuple(labels.shape)}.")
-            check_label_range(labels, self.num_labels)
+            check_token_labels(labels, tuple(logits.shape[:2]), self.num_labels)
             options = (num_items_in_batch, self.config.class_weights, self.config.label_smoothing)
             losses["fusion_loss"] = token_cross_entropy(logits, labels, *options)
             if text_logits is not None:
@@ -1037,6 +1054,8 @@ class VTFusionForSequenceClassification(VTFusionPreTrainedModel):
             raise ValueError(f"`labels` must have shape {expected} for {problem}, got {tuple(labels.shape)}.")
         if problem == "single_label_classification":
             check_label_range(labels, self.num_labels)
+        elif problem == "multi_label_classification":
+            check_score_range(labels)
         options = (problem, self.config.class_weights, self.config.label_smoothing)
         count = count_labels(labels, num_items_in_batch)
         losses = {"fusion_loss": row_losses(logits, labels, *options).sum() / count}
@@ -1047,7 +1066,8 @@ class VTFusionForSequenceClassification(VTFusionPreTrainedModel):
             image_logits = self.vision_classifier(self.dropout(outputs.image_state))
             by_position = labels[rows][:, None].expand(-1, image_logits.shape[1], *labels.shape[1:])
             losses["vision_loss"] = row_vision_loss(
-                row_losses(image_logits, by_position, *options),
+                # the weights of the classes and the smoothing are for L_ct and L_t
+                row_losses(image_logits, by_position, problem),
                 outputs.alignment_query,
                 outputs.alignment_key,
                 None if attention_mask is None else attention_mask[rows].bool(),

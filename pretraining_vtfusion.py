@@ -17,7 +17,7 @@ from .modeling_vtfusion import (
     VTFusionModel,
     VTFusionModelOutput,
     VTFusionPreTrainedModel,
-    check_label_range,
+    check_token_labels,
 )
 
 
@@ -175,7 +175,7 @@ class VTFusionForMaskedLM(_VTFusionWithLMHead):
         )
         loss, losses = None, {}
         if labels is not None:
-            check_label_range(labels, logits.shape[-1])
+            check_token_labels(labels, tuple(logits.shape[:2]), logits.shape[-1])
             losses["fusion_loss"] = token_cross_entropy(logits, labels, num_items_in_batch)
             if text_logits is not None:
                 losses["text_loss"] = token_cross_entropy(text_logits, labels, num_items_in_batch)
@@ -242,7 +242,9 @@ class _VTFusionWithMatching:
                 None if outputs.visual_mask is None else outputs.visual_mask[images],
             )
             pooled = masked_mean(fused["last_hidden_state"], None if mask is None else mask[texts])
-            total = total + binary_loss(self.matching_head(pooled).squeeze(-1), has_image, positive=False)
+            # A row that is the only one with an image was given itself: that pair does belong together.
+            negative = has_image & (texts != images)
+            total = total + binary_loss(self.matching_head(pooled).squeeze(-1), negative, positive=False)
         return total / (3 * has_image.sum().clamp(min=1))
 
     def match_batch(
@@ -251,17 +253,22 @@ class _VTFusionWithMatching:
         attention_mask: torch.Tensor | None,
         return_loss: bool,
         losses: dict[str, torch.Tensor],
+        share: torch.Tensor | float = 1.0,
         **scores: torch.Tensor,
     ) -> VTFusionMatchingOutput:
-        """The output of a head from that of the base model, with the losses that it brings added to ours."""
+        """
+        The output of a head from that of the base model, with the losses of the batch, scaled by its `share` (see
+        [`combine_losses`]), added to `losses`.
+        """
         if self.matching_head is not None:
             scores["matching_logits"] = self.match(outputs, attention_mask)
         if outputs.image_embeds is not None:
             similarity = outputs.text_embeds @ outputs.image_embeds.T * self.vtfusion.contrastive_scale()
             scores |= {"logits_per_text": similarity, "logits_per_image": similarity.T}
             if return_loss and self.matching_head is not None:
-                losses["matching_loss"] = self.matching_loss(outputs, scores["matching_logits"], attention_mask)
-        loss = self.combine_losses(outputs, losses) if return_loss else None
+                matching = self.matching_loss(outputs, scores["matching_logits"], attention_mask)
+                losses["matching_loss"] = matching * share
+        loss = self.combine_losses(outputs, losses, share) if return_loss else None
         shared = self.shared_fields(VTFusionMatchingOutput, outputs)
         return VTFusionMatchingOutput(loss=loss, **scores, **losses, **shared)
 
@@ -399,6 +406,7 @@ class VTFusionForPreTraining(_VTFusionWithMatching, _VTFusionWithLMHead):
         attention_mask: torch.Tensor | None = None,
         *,
         labels: torch.LongTensor | None = None,
+        num_items_in_batch: torch.Tensor | int | None = None,
         **inputs: Unpack[VTFusionInputs],
     ) -> VTFusionMatchingOutput:
         r"""
@@ -406,6 +414,9 @@ class VTFusionForPreTraining(_VTFusionWithMatching, _VTFusionWithLMHead):
             labels (`torch.LongTensor` of shape `(B, L)`, *optional*):
                 The word that was masked, -100 elsewhere. With them all losses are computed, without them the scores of
                 all words.
+            num_items_in_batch (`torch.Tensor` or `int`, *optional*):
+                Number of labels over which the losses of words are averaged, by default those of this batch. The other
+                two count by this batch's share of them.
 
         The other arguments are those of [`VTFusionModel.forward`].
         """
@@ -413,20 +424,23 @@ class VTFusionForPreTraining(_VTFusionWithMatching, _VTFusionWithLMHead):
         if labels is None:
             scores = {"prediction_logits": self.lm_head(outputs.last_hidden_state)}
             return self.match_batch(outputs, attention_mask, return_loss=False, losses={}, **scores)
-        losses = {}
+        words = self.lm_head.decoder.weight.shape[0]
+        check_token_labels(labels, tuple(outputs.last_hidden_state.shape[:2]), words)
+        count, losses = count_labels(labels, num_items_in_batch), {}
         if self.config.fusion_loss_weight > 0:
-            losses["fusion_loss"] = self._masked_lm_loss(outputs.last_hidden_state, labels)
+            losses["fusion_loss"] = self._masked_lm_loss(outputs.last_hidden_state, labels, count)
         if self.config.text_loss_weight > 0:
-            losses["text_loss"] = self._masked_lm_loss(outputs.text_hidden_state, labels)
-        return self.match_batch(outputs, attention_mask, return_loss=True, losses=losses)
+            losses["text_loss"] = self._masked_lm_loss(outputs.text_hidden_state, labels, count)
+        share = count_labels(labels) / count
+        return self.match_batch(outputs, attention_mask, return_loss=True, losses=losses, share=share)
 
-    def _masked_lm_loss(self, hidden_state: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def _masked_lm_loss(self, hidden_state: torch.Tensor, labels: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
         if labels.device.type == "cpu" and not torch.compiler.is_compiling():
             # The scores of all words cost more than the rest of a small model; an accelerator would have to be
             # waited for to know where they are wanted.
             chosen = labels != -100
             hidden_state, labels = hidden_state[chosen], labels[chosen]
-        return token_cross_entropy(self.lm_head(hidden_state), labels)
+        return token_cross_entropy(self.lm_head(hidden_state), labels, count)
 
 
 # The Auto class of the models that compare images with texts by `logits_per_image`.

@@ -86,6 +86,9 @@ class VTFusionBatch(BatchFeature):
         row_of_window (`list[int]` of length `batch_size`): The text that each window is a part of.
         word_positions (`np.ndarray` of shape `(batch_size, sequence_length)`):
             At each token where the prediction of a word is read, the index of the word in its text; −1 elsewhere.
+        token_spans (`np.ndarray` of shape `(batch_size, sequence_length, 2)`):
+            Where each token of a text starts and ends (exclusive) in it, in characters and without the spaces around;
+            (−1, −1) at special tokens, those of `text_pair`, padding, and tokens that show nothing but spaces.
     """
 
     def __init__(
@@ -95,12 +98,14 @@ class VTFusionBatch(BatchFeature):
         rows: list[TextRow] | None = None,
         row_of_window: list[int] | None = None,
         word_positions: np.ndarray | None = None,
+        token_spans: np.ndarray | None = None,
         **kwargs: Any,
     ):
         super().__init__(data, tensor_type=tensor_type, **kwargs)
         self.rows = rows or []
         self.row_of_window = row_of_window or []
         self.word_positions = np.full((0, 0), -1) if word_positions is None else word_positions
+        self.token_spans = np.full((0, 0, 2), -1) if token_spans is None else token_spans
 
     # The parent pickles `data` alone, which would lose the rows between the workers of a data loader.
     def __getstate__(self) -> dict[str, Any]:
@@ -375,6 +380,72 @@ def first_tokens(token_spans: np.ndarray, word_spans: np.ndarray) -> np.ndarray:
     return chosen
 
 
+def visible_spans(spans: np.ndarray, text: str) -> np.ndarray:
+    """
+    Spans without the spaces at their ends: some tokenizers count the space before a word as a part of its token.
+
+    Args:
+        spans (`np.ndarray` of shape `(num_tokens, 2)`): Character offsets in the text.
+        text (`str`): The text.
+
+    Returns:
+        `np.ndarray` of shape `(num_tokens, 2)`: The spans; (−1, −1) where nothing is left.
+    """
+    visible = np.flatnonzero(~np.char.isspace(np.array([text]).view("<U1"))) if text else np.empty(0, dtype=np.int64)
+    first = np.searchsorted(visible, spans[:, 0])
+    last = np.searchsorted(visible, spans[:, 1]) - 1
+    found = first <= last
+    shown = np.full(spans.shape, -1)
+    shown[found] = np.stack([visible[first[found]], visible[last[found]] + 1], axis=1)
+    return shown
+
+
+# ------------------------------------------------------ answers -----------------------------------------------------
+
+
+def best_spans(
+    start_scores: np.ndarray, end_scores: np.ndarray, token_spans: np.ndarray, n_best: int, max_answer_length: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """
+    The best answers in one window: the sum of the scores of their first and last token is highest.
+
+    Args:
+        start_scores (`np.ndarray` of shape `(num_tokens,)`): Scores of each token as the first one.
+        end_scores (`np.ndarray` of shape `(num_tokens,)`): Scores of each token as the last one.
+        token_spans (`np.ndarray` of shape `(num_tokens, 2)`): Their characters; no answer begins or ends at (−1, −1).
+        n_best (`int`): The most answers. Two that are the same characters are one.
+        max_answer_length (`int`): The most tokens of an answer.
+
+    Returns:
+        `tuple(np.ndarray, np.ndarray)`: their scores, best first, of shape `(num_answers,)`, and their first and last
+        tokens, of shape `(num_answers, 2)`.
+    """
+    places = np.flatnonzero(token_spans[:, 0] >= 0)
+    low, high = (places[0], places[-1] + 1) if len(places) else (0, 1)
+    unusable = token_spans[low:high, 0] < 0
+    starts = np.where(unusable, -np.inf, start_scores[low:high])
+    longest = min(max_answer_length, high - low)
+    ends = np.concatenate([np.where(unusable, -np.inf, end_scores[low:high]), np.full(longest - 1, -np.inf)])
+    # A band of the square of all pairs: row i holds the answers of 1, 2, … tokens that begin at token i.
+    scores = (starts[:, None] + np.lib.stride_tricks.sliding_window_view(ends, longest)).ravel()
+    possible = int((scores > -np.inf).sum())
+    if possible == 0:
+        return np.empty(0), np.empty((0, 2), dtype=np.int64)
+    # Pieces of one character have the same span, so that some of the best pairs may be the same answer.
+    taken = n_best
+    while True:
+        taken = min(taken, possible)
+        chosen = np.argpartition(-scores, taken - 1)[:taken]
+        chosen = chosen[np.lexsort((chosen, -scores[chosen]))]
+        first, length = np.divmod(chosen, longest)
+        tokens = np.stack([first, first + length], axis=1) + low
+        characters = np.stack([token_spans[tokens[:, 0], 0], token_spans[tokens[:, 1], 1]], axis=1)
+        distinct = np.sort(np.unique(characters, axis=0, return_index=True)[1])[:n_best]
+        if len(distinct) == n_best or taken == possible:
+            return scores[chosen[distinct]], tokens[distinct]
+        taken *= 4
+
+
 # ------------------------------------------------- labels and regions -----------------------------------------------
 
 
@@ -566,6 +637,7 @@ class VTFusionProcessor(ProcessorMixin):
         images: Any = None,
         text: str | Sequence[str] | Sequence[Sequence[str]] | None = None,
         word_labels: Sequence[int] | Sequence[Sequence[int]] | None = None,
+        pair_first: bool = False,
         **kwargs: Unpack[VTFusionProcessorKwargs],
     ) -> VTFusionBatch:
         """
@@ -581,6 +653,10 @@ class VTFusionProcessor(ProcessorMixin):
                 words ("" or only whitespace) are fine and have no predictions.
             word_labels (`list[list[int]]`, *optional*):
                 A label id (or −100) for each word of each text; for a single text also a flat list.
+            pair_first (`bool`, *optional*, defaults to `False`):
+                Whether `text_pair` stands before the text in every window, not after it. So it must be for questions
+                about a text (`text=contexts, text_pair=questions, pair_first=True`): a causal text encoder would
+                read the text before it knows what is asked.
             kwargs (*optional*):
                 `allow_paths=True` and `allow_urls=True` allow images to be opened from disk and from the net.
                 `max_length` and `stride` set the windows. `truncation` turns windows off: the tokenizer then cuts as
@@ -645,8 +721,8 @@ class VTFusionProcessor(ProcessorMixin):
         tokenizer_kwargs = {name: text_kwargs[name] for name in passed_on if text_kwargs.get(name) is not None}
         if given.get("truncation") is not None:
             tokenizer_kwargs["truncation"] = given["truncation"]
-        rows, encoding = self._encode(texts, pairs, labels, limit, given.get("stride"), **tokenizer_kwargs)
-        row_of_window = encoding.pop("row")
+        rows, encoding = self._encode(texts, pairs, labels, limit, given.get("stride"), pair_first, **tokenizer_kwargs)
+        row_of_window, spans_of_windows = encoding.pop("row"), encoding.pop("token_spans")
 
         pictures: dict[str, torch.Tensor] = {}
         if images is not None:
@@ -675,6 +751,10 @@ class VTFusionProcessor(ProcessorMixin):
         blanks = [[-1] * (longest - len(window)) for window in word_positions]
         pairs_of = zip(blanks, word_positions, strict=True)
         aligned = [blank + window if side == "left" else window + blank for blank, window in pairs_of]
+        token_spans = np.full((len(aligned), longest, 2), -1)
+        for window, spans in enumerate(spans_of_windows):
+            start = longest - len(spans) if side == "left" else 0
+            token_spans[window, start : start + len(spans)] = spans
         images_data = {name: value.numpy() if return_tensors == "np" else value for name, value in pictures.items()}
         return VTFusionBatch(
             {**data, **images_data},
@@ -682,6 +762,7 @@ class VTFusionProcessor(ProcessorMixin):
             rows=rows,
             row_of_window=row_of_window,
             word_positions=np.array(aligned, dtype=np.int64).reshape(len(aligned), longest),
+            token_spans=token_spans,
         )
 
     def encode_text(
@@ -691,6 +772,8 @@ class VTFusionProcessor(ProcessorMixin):
         word_labels: Sequence[Sequence[int]] | None = None,
         max_length: int | None = None,
         stride: int | None = None,
+        pair_first: bool = False,
+        return_token_spans: bool = False,
         **tokenizer_kwargs: Any,
     ) -> dict[str, list[Any]]:
         """
@@ -702,18 +785,24 @@ class VTFusionProcessor(ProcessorMixin):
             word_labels (`list[list[int]]`, *optional*): A label id (or −100) for each word.
             max_length (`int`, *optional*, defaults to `self.window_length`): The most tokens of a window.
             stride (`int`, *optional*, defaults to `self.window_stride`): How many tokens windows share.
+            pair_first (`bool`, *optional*, defaults to `False`): Whether `text_pair` stands before the text.
+            return_token_spans (`bool`, *optional*, defaults to `False`): Whether to give `token_spans` too.
             tokenizer_kwargs (*optional*): Further arguments of the tokenizer. With `truncation` it cuts instead.
 
         Returns:
             `dict[str, list]`: one entry per window of `input_ids`, `attention_mask`, `token_type_ids` (where the
-            tokenizer gives them), `word_positions`, `labels` (if given) and `row`, the text it is a part of.
+            tokenizer gives them), `word_positions`, `labels` (if given), `token_spans` (if asked for; see
+            [`VTFusionBatch`]) and `row`, the text it is a part of.
 
         Raises:
             ValueError: naming the row and the field.
         """
         limit = max_length or self.window_length
         texts = [text] if isinstance(text, str) else list(text)
-        return self._encode(texts, text_pair, word_labels, limit, stride, **tokenizer_kwargs)[1]
+        windows = self._encode(texts, text_pair, word_labels, limit, stride, pair_first, **tokenizer_kwargs)[1]
+        if not return_token_spans:
+            del windows["token_spans"]
+        return windows
 
     def encode_images(
         self, images: Sequence[Any], allow_paths: bool = False, allow_urls: bool = False, **images_kwargs: Any
@@ -749,6 +838,7 @@ class VTFusionProcessor(ProcessorMixin):
         word_labels: Any,
         limit: int | None,
         stride: int | None,
+        pair_first: bool,
         **tokenizer_kwargs: Any,
     ) -> tuple[list[TextRow], dict[str, list[Any]]]:
         if not self.tokenizer.is_fast:
@@ -766,27 +856,35 @@ class VTFusionProcessor(ProcessorMixin):
             word_labels = [_read_labels(word_labels[i], row.words, i) for i, row in enumerate(rows)]
         if pairs is not None:
             pairs = [pair if isinstance(pair, str) else " ".join(pair) for pair in pairs]
+        elif pair_first:
+            raise ValueError("`pair_first` says where `text_pair` stands, and there is none")
         if tokenizer_kwargs.get("truncation"):
             tokenizer_kwargs["max_length"] = limit
         cuts = tokenizer_kwargs.get("truncation") is not None
+        first, second = [row.text for row in rows], pairs
+        if pair_first:
+            first, second = second, first
         encoded = self.tokenizer(
-            [row.text for row in rows],
-            text_pair=pairs,
+            first,
+            text_pair=second,
             return_offsets_mapping=True,
             return_attention_mask=True,
             verbose=False,  # it would warn of long texts, which are cut into windows below
             **tokenizer_kwargs,
         )
         names = [name for name in encoded if name != "offset_mapping"]
-        windows: dict[str, list[Any]] = {name: [] for name in (*names, "word_positions", "row")}
+        windows: dict[str, list[Any]] = {name: [] for name in (*names, "word_positions", "token_spans", "row")}
         if word_labels is not None:
             windows["labels"] = []
         for index, row in enumerate(rows):
             # The text is tokenized once and whole. Its windows are slices between the same special tokens (and pair).
-            content = np.flatnonzero(np.array([source == 0 for source in encoded.sequence_ids(index)], dtype=bool))
+            content = np.flatnonzero(
+                np.array([source == int(pair_first) for source in encoded.sequence_ids(index)], dtype=bool)
+            )
             offset, count = (int(content[0]), len(content)) if len(content) else (0, 0)
             length = len(encoded["input_ids"][index])
             token_spans = np.array(encoded["offset_mapping"][index], dtype=np.int64).reshape(-1, 2)[content]
+            shown = visible_spans(token_spans, row.text)
             word_spans = [(start, start if word.isspace() else end) for word, (start, end) in _words(row)]
             read_at = np.full(len(word_spans), -1)
             if count and word_spans:
@@ -818,6 +916,9 @@ class VTFusionProcessor(ProcessorMixin):
                 owned = np.flatnonzero(owner[low:high] == window) + low
                 read[offset + positions[owned] - start] = has_token[owned]
                 windows["word_positions"].append(read.tolist())
+                window_spans = np.full((len(read), 2), -1)
+                window_spans[offset : offset + end - start] = shown[start:end]
+                windows["token_spans"].append(window_spans)
                 windows["row"].append(index)
                 if word_labels is not None:
                     labels = np.array([*word_labels[index], -100])  # −1 reads the last one
@@ -1057,6 +1158,99 @@ class VTFusionProcessor(ProcessorMixin):
                 )
         return results
 
+    def post_process_question_answering(
+        self,
+        outputs: Any,
+        batch: VTFusionBatch,
+        n_best: int = 20,
+        max_answer_length: int = 30,
+        allow_no_answer: bool = False,
+        null_threshold: float = 0.0,
+    ) -> list[list[dict[str, Any]]]:
+        """
+        The answers to a question about each text, out of all of its windows.
+
+        The first token of a window stands for "no answer", whatever it is, and is never a part of one. With the
+        question first (`pair_first=True`, as models are trained) it is `[CLS]` or the like, or, from tokenizers that
+        put nothing around a text, the question's first token.
+
+        Args:
+            outputs (`VTFusionQuestionAnsweringOutput`):
+                With `start_logits` and `end_logits` and, optionally, `fusion_gate`, all of shape
+                `(batch_size, sequence_length)`.
+            batch ([`VTFusionBatch`]):
+                What the model was called with, made by `processor(text=contexts, text_pair=questions,
+                pair_first=True)`.
+            n_best (`int`, *optional*, defaults to 20):
+                The most answers of a text. Answers that are the same characters are one.
+            max_answer_length (`int`, *optional*, defaults to 30):
+                The most tokens of an answer.
+            allow_no_answer (`bool`, *optional*, defaults to `False`):
+                Whether there may be no answer, which then is one more in the list: `""`, from 0 to 0.
+            null_threshold (`float`, *optional*, defaults to 0.0):
+                No answer comes first if its score is higher than that of the best answer by more than this (in logits).
+
+        Returns:
+            `list[list[dict]]`: for each text its answers, best first: the `answer`; its `score`, a probability among
+            those listed; `start` and `end`, where it stands in `batch.rows[i].text`; and `gate`, how much its tokens
+            used the image on average (0 without an image, `None` if the model does not say, and for no answer). The
+            score of no answer is the lowest of all windows, since most windows of a long text do not hold the answer;
+            its difference to another answer's is that of the logarithms of their probabilities. Without
+            `allow_no_answer` the list is empty for a text that has no tokens.
+        """
+        for name, number in (("n_best", n_best), ("max_answer_length", max_answer_length)):
+            if number < 1:
+                raise ValueError(f"`{name}` must be positive, got {number}")
+        if null_threshold != 0 and not allow_no_answer:
+            raise ValueError("`null_threshold` needs `allow_no_answer=True`")
+        shape = batch.token_spans.shape[:2]
+        for name in ("start_logits", "end_logits"):
+            found_shape = tuple(getattr(outputs, name).shape)
+            if found_shape != shape:
+                raise ValueError(
+                    f"`{name}` has shape {found_shape}, the batch has `token_spans` of shape {(*shape, 2)}: they do not "
+                    "belong together"
+                )
+        start_scores, end_scores = (
+            logits.detach().float().cpu().double().numpy() for logits in (outputs.start_logits, outputs.end_logits)
+        )
+        gates = getattr(outputs, "fusion_gate", None)
+        gates = None if gates is None else gates.detach().float().cpu().numpy()
+        no_answer = np.full(len(batch.rows), np.inf)
+        # For each text the best place of each answer by its characters: score, window, first and last token.
+        found: list[dict[Span, tuple[float, int, int, int]]] = [{} for _ in batch.rows]
+        for window, (row_index, place) in enumerate(zip(batch.row_of_window, _first_places(batch), strict=True)):
+            starts, ends, spans = start_scores[window], end_scores[window], batch.token_spans[window].copy()
+            no_answer[row_index] = min(no_answer[row_index], starts[place] + ends[place])
+            spans[place] = -1
+            for score, (first, last) in zip(*best_spans(starts, ends, spans, n_best, max_answer_length), strict=True):
+                characters = (int(spans[first, 0]), int(spans[last, 1]))
+                if characters not in found[row_index] or score > found[row_index][characters][0]:
+                    found[row_index][characters] = (score, window, first, last)
+
+        with_image = _rows_with_image(batch)
+        results = []
+        for index, row in enumerate(batch.rows):
+            ranked = sorted(found[index].items(), key=lambda item: (-item[1][0], item[0]))[:n_best]
+            scores = np.array([score for _, (score, *_) in ranked] + [no_answer[index]] * allow_no_answer)
+            probs = np.exp(scores - scores.max(initial=-np.inf))
+            probs = (probs / probs.sum()).tolist()
+            answers: list[dict[str, Any]] = []
+            for ((start, end), (_, window, first, last)), prob in zip(ranked, probs, strict=False):
+                gate = None
+                if gates is not None:
+                    gate = float(gates[window, first : last + 1].mean()) if with_image[index] else 0.0
+                answers.append(
+                    {"answer": row.text[start:end], "score": prob, "start": start, "end": end, "gate": gate}
+                )
+            if allow_no_answer:
+                rank = 0
+                if ranked and no_answer[index] - scores[0] <= null_threshold:
+                    rank = max(1, int((scores[:-1] >= no_answer[index]).sum()))
+                answers.insert(rank, {"answer": "", "score": probs[-1], "start": 0, "end": 0, "gate": None})
+            results.append(answers)
+        return results
+
     def post_process_grounding(
         self,
         outputs: Any,
@@ -1155,6 +1349,14 @@ def _image_rows(images: Sequence[Any]) -> list[list[Any]]:
 def _first_windows(batch: VTFusionBatch) -> np.ndarray:
     """The index of a window of each text, whatever the order of the windows."""
     return np.unique(batch.row_of_window, return_index=True)[1]
+
+
+def _first_places(batch: VTFusionBatch) -> list[int]:
+    """Where each window begins: behind its padding, where that is on the left."""
+    if "attention_mask" not in batch:
+        return [0] * len(batch.row_of_window)
+    mask = torch.as_tensor(batch["attention_mask"]).cpu()
+    return mask.reshape(len(batch.row_of_window), -1).int().argmax(dim=1).tolist()
 
 
 def _rows_with_image(batch: VTFusionBatch) -> np.ndarray:

@@ -36,9 +36,10 @@ def main(args: GateArguments, data_args: DataArguments, training_args: VTFusionT
     from vtfusion import VTFusionForTokenClassification, VTFusionProcessor
     from vtfusion.app.gate_page import gate_page
     from vtfusion.training.collator import FusionCollator
+    from vtfusion.training.fine_tuning import with_image_keys
     from vtfusion.training.gate_report import choose_examples, summarize_usage, word_usage
     from vtfusion.training.images import apply_condition, prepare_images
-    from vtfusion.training.token_classification import WordEvaluator, encode_windows, load_splits, with_image_keys
+    from vtfusion.training.token_classification import WordEvaluator, encode_windows, load_splits
     from vtfusion.training.trainer import VTFusionTrainer
 
     if data_args.text_only:

@@ -155,7 +155,7 @@ def test_a_saved_format_does_not_matter_and_no_rows_are_an_error(load, tmp_path,
     with pytest.raises(ValueError, match=r"none\.parquet cannot be read as parquet: .* no data"):
         load(train_file=tmp_path / "none.parquet")
     hub = DatasetDict({"train": Dataset.from_list(ROWS), "test": Dataset.from_list(ROWS).select([])})
-    monkeypatch.setattr("vtfusion.training.data.load_dataset", lambda *args, **kwargs: hub)
+    monkeypatch.setattr("vtfusion.training.sources.load_dataset", lambda *args, **kwargs: hub)
     with pytest.raises(ValueError, match="test split of someone/ner has no rows"):
         load("someone/ner")
 
@@ -167,7 +167,7 @@ def test_a_hub_name_goes_to_load_dataset(load, monkeypatch, tmp_path):
         seen.append((args, kwargs))
         return DatasetDict({"train": Dataset.from_list(ROWS), "test": Dataset.from_list(ROWS)})
 
-    monkeypatch.setattr("vtfusion.training.data.load_dataset", load_dataset)
+    monkeypatch.setattr("vtfusion.training.sources.load_dataset", load_dataset)
     dataset = load("someone/ner", "en", revision="v1")
     assert seen == [(("someone/ner", "en"), {"revision": "v1", "cache_dir": str(tmp_path / "cache")})]
     assert list(dataset) == ["train", "test"]
@@ -569,7 +569,7 @@ def test_relative_paths_start_from_the_file_or_the_image_folder(load, tmp_path, 
 
 def test_without_a_folder_relative_paths_are_refused(load, monkeypatch):
     hub = DatasetDict({"train": Dataset.from_list(with_images("a.png"))})
-    monkeypatch.setattr("vtfusion.training.data.load_dataset", lambda *args, **kwargs: hub)
+    monkeypatch.setattr("vtfusion.training.sources.load_dataset", lambda *args, **kwargs: hub)
     with pytest.raises(ValueError, match=r"'a\.png' is a relative path. Say with `image_folder`"):
         load("someone/ner")
 

@@ -1,22 +1,41 @@
 """The fusion block and the losses against the same maths written out in float64, one row at a time, without masks."""
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 from tiny import HIDDEN, VOCAB, tiny_config, tiny_inputs
-from vtfusion import VTFusionForTokenClassification
+from vtfusion import (
+    VTFusionForImageTextRetrieval,
+    VTFusionForMaskedLM,
+    VTFusionForPreTraining,
+    VTFusionForQuestionAnswering,
+    VTFusionForSequenceClassification,
+    VTFusionForTokenClassification,
+    VTFusionForVisualQuestionAnswering,
+    VTFusionPreTrainedModel,
+)
 from vtfusion.fusion_vtfusion import (
     VTFusionFeedForward,
     VTFusionGatedFusion,
     VTFusionLayer,
     VTFusionPositions,
+    answer_mask,
     attend,
     attention_map,
+    binary_loss,
     contrastive_loss,
     count_labels,
+    hard_negatives,
+    masked_mean,
+    pool_tokens,
+    row_losses,
+    row_vision_loss,
+    span_cross_entropy,
     token_cross_entropy,
     vision_loss,
 )
@@ -41,16 +60,19 @@ def linear(weights: dict[str, torch.Tensor], name: str, x: torch.Tensor) -> torc
     return torch.einsum("...i,oi->...o", x, weights[f"{name}.weight"]) + weights[f"{name}.bias"]
 
 
-def layer_norm(weights: dict[str, torch.Tensor], name: str, x: torch.Tensor) -> torch.Tensor:
+def layer_norm(weights: dict[str, torch.Tensor], name: str, x: torch.Tensor, eps: float = 1e-5) -> torch.Tensor:
     mean = x.mean(dim=-1, keepdim=True)
     variance = ((x - mean) ** 2).mean(dim=-1, keepdim=True)
-    return (x - mean) / (variance + 1e-5).sqrt() * weights[f"{name}.weight"] + weights[f"{name}.bias"]
+    return (x - mean) / (variance + eps).sqrt() * weights[f"{name}.weight"] + weights[f"{name}.bias"]
 
 
 def feed_forward(weights: dict[str, torch.Tensor], name: str, x: torch.Tensor) -> torch.Tensor:
     inner = linear(weights, f"{name}.up", layer_norm(weights, f"{name}.norm", x))
-    inner = 0.5 * inner * (1 + torch.erf(inner / math.sqrt(2)))
-    return x + linear(weights, f"{name}.down", inner)
+    return x + linear(weights, f"{name}.down", gelu(inner))
+
+
+def gelu(x: torch.Tensor) -> torch.Tensor:
+    return 0.5 * x * (1 + torch.erf(x / math.sqrt(2)))
 
 
 def waves(box: torch.Tensor, image_index: int) -> torch.Tensor:
@@ -147,6 +169,56 @@ def naive_vision_loss(
     return total, count
 
 
+def naive_row_loss(
+    logits: torch.Tensor,
+    label: Any,
+    problem: str,
+    class_weights: Sequence[float] | None = None,
+    smoothing: float = 0.0,
+) -> float:
+    """The loss of one prediction `(C,)`, one class after the other."""
+    scores = logits.double().tolist()
+    weights = class_weights or [1.0] * len(scores)
+    if problem == "single_label_classification":
+        if label == -100:
+            return 0.0
+        total = math.log(sum(map(math.exp, scores)))
+        loss = (1 - smoothing) * weights[label] * (total - scores[label])
+        return loss + sum(smoothing / len(scores) * w * (total - s) for w, s in zip(weights, scores, strict=True))
+    loss = 0.0
+    for score, target, weight in zip(scores, label, weights, strict=True):
+        if target == -100:
+            continue
+        if problem == "regression":
+            loss += (score - target) ** 2
+        else:
+            target = (1 - smoothing) * target + smoothing * 0.5
+            probability = 1 / (1 + math.exp(-score))
+            loss -= weight * target * math.log(probability) + (1 - target) * math.log(1 - probability)
+    return loss
+
+
+def naive_row_vision_loss(alpha: torch.Tensor, losses: Sequence[float]) -> float:
+    """sum over heads, tokens and positions of alpha * loss, averaged over heads and tokens. One row, without padding."""
+    total = 0.0
+    for head in range(alpha.shape[0]):
+        for token in range(alpha.shape[1]):
+            for position in range(alpha.shape[2]):
+                total += alpha[head, token, position].item() * losses[position]
+    return total / alpha.shape[0] / alpha.shape[1]
+
+
+def naive_contrastive_loss(rows: list[dict[str, torch.Tensor] | None], log_scale: torch.Tensor) -> float:
+    present = [row for row in rows if row is not None]
+    scale = math.exp(log_scale.item())
+    cosines = torch.tensor(
+        [[(one["text_embeds"] @ other["image_embeds"]).item() * scale for other in present] for one in present],
+        dtype=torch.float64,
+    )
+    terms = [softmax(row)[i].log().item() for matrix in (cosines, cosines.T) for i, row in enumerate(matrix)]
+    return -sum(terms) / len(terms)
+
+
 def spread(model: nn.Module, seed: int = 1) -> None:
     """Moves every weight of the fusion part and the head away from its tidy start: biases, norms, W_o, temperatures."""
     generator = torch.Generator().manual_seed(seed)
@@ -156,16 +228,20 @@ def spread(model: nn.Module, seed: int = 1) -> None:
                 parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.2)
 
 
-def make_model(**kwargs: object) -> VTFusionForTokenClassification:
+def make_model(
+    head: type[VTFusionPreTrainedModel] = VTFusionForTokenClassification, **kwargs: object
+) -> VTFusionPreTrainedModel:
     torch.manual_seed(0)
-    model = VTFusionForTokenClassification(tiny_config("bert", "precomputed", **kwargs)).eval()
+    model = head(tiny_config("bert", "precomputed", **kwargs)).eval()
     spread(model)
     return model
 
 
-def make_double_model(**kwargs: object) -> VTFusionForTokenClassification:
+def make_double_model(
+    head: type[VTFusionPreTrainedModel] = VTFusionForTokenClassification, **kwargs: object
+) -> VTFusionPreTrainedModel:
     """For comparisons with the reference: what is left is no rounding but a mistake."""
-    return make_model(**kwargs).double()
+    return make_model(head, **kwargs).double()
 
 
 def make_inputs() -> dict[str, torch.Tensor]:
@@ -185,29 +261,55 @@ def make_inputs() -> dict[str, torch.Tensor]:
 
 
 def reference_rows(
-    model: VTFusionForTokenClassification, inputs: dict[str, torch.Tensor]
+    model: VTFusionPreTrainedModel, inputs: dict[str, torch.Tensor]
 ) -> list[dict[str, torch.Tensor] | None]:
     """`None` for a row without an image."""
-    base = model.vtfusion
-    with torch.no_grad():
-        text = base.text_model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])
+    pairs = [(row, row) for row in range(len(inputs["input_ids"]))]
+    return reference_pairs(model, inputs, pairs)
+
+
+def reference_pairs(
+    model: VTFusionPreTrainedModel, inputs: dict[str, torch.Tensor], pairs: list[tuple[int, int]]
+) -> list[dict[str, torch.Tensor] | None]:
+    """Each text of the first row with the images of the second; `None` where there is none."""
+    fused = {name: value for name, value in weights_of(model.vtfusion).items() if "_model." not in name}
+    text = text_states(model, inputs)
     masks = inputs["visual_mask"].bool() & inputs["image_mask"].bool()[..., None]
-    fused = {name: value for name, value in weights_of(base).items() if "_model." not in name}
     return [
         reference_row(
             fused,
             model.config.num_fusion_layers,
             model.config.num_fusion_heads,
-            text.last_hidden_state[row],
+            text[row],
             inputs["attention_mask"][row].bool(),
-            inputs["visual_embeds"][row],
-            inputs["visual_boxes"][row],
-            masks[row],
+            inputs["visual_embeds"][image],
+            inputs["visual_boxes"][image],
+            masks[image],
         )
-        if masks[row].any()
+        if masks[image].any()
         else None
-        for row in range(len(masks))
+        for row, image in pairs
     ]
+
+
+def text_states(model: VTFusionPreTrainedModel, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    encoder = model.vtfusion.text_model
+    with torch.no_grad():
+        return encoder(
+            input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"]
+        ).last_hidden_state.double()
+
+
+def both_states(
+    model: VTFusionPreTrainedModel, inputs: dict[str, torch.Tensor], rows: list[dict[str, torch.Tensor] | None]
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """X_f and X_t of each row, without padding."""
+    lengths = inputs["attention_mask"].sum(dim=-1).tolist()
+    text = [state[:length] for state, length in zip(text_states(model, inputs), lengths, strict=True)]
+    fused = [
+        state if row is None else row["last_hidden_state"][: len(state)] for state, row in zip(text, rows, strict=True)
+    ]
+    return fused, text
 
 
 # The model pools and takes the log-probabilities of the image positions in float32 whatever its dtype.
@@ -344,14 +446,7 @@ def test_losses_equal_reference(num_labels, num_fusion_heads, num_fusion_layers)
     # a row without an image adds nothing; its labels count, as in the other losses
     vision = vision / count
 
-    present = [row for row in rows if row is not None]
-    scale = math.exp(head["vtfusion.contrastive_log_scale"].item())
-    cosines = torch.tensor(
-        [[(one["text_embeds"] @ other["image_embeds"]).item() * scale for other in present] for one in present],
-        dtype=torch.float64,
-    )
-    terms = [softmax(row)[i].log() for matrix in (cosines, cosines.T) for i, row in enumerate(matrix)]
-    contrastive = -sum(terms) / len(terms)
+    contrastive = naive_contrastive_loss(rows, head["vtfusion.contrastive_log_scale"])
 
     for name, expected, tolerance in [
         ("fusion_loss", fusion, 1e-9),
@@ -361,6 +456,198 @@ def test_losses_equal_reference(num_labels, num_fusion_heads, num_fusion_layers)
         ("loss", 0.7 * fusion + 0.4 * text + 0.3 * vision + 0.2 * contrastive, SINGLE),
     ]:
         assert outputs[name].item() == pytest.approx(float(expected), rel=tolerance), name
+
+
+SINGLE_LABEL, MULTI_LABEL, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
+CLASS_WEIGHTS = [0.5, 2.0, 1.5]
+SEQUENCE_CASES = {
+    "single": ({}, SINGLE_LABEL, [2, 0, 1]),
+    "single, one unlabelled": ({}, SINGLE_LABEL, [-100, 1, 1]),
+    "single, first token": ({"pooling": "first"}, SINGLE_LABEL, [2, 0, 1]),
+    "single, last token": ({"pooling": "last"}, SINGLE_LABEL, [2, 0, 1]),
+    "single, weighted": ({"class_weights": CLASS_WEIGHTS}, SINGLE_LABEL, [2, 0, 1]),
+    "single, smoothed": ({"class_weights": CLASS_WEIGHTS, "label_smoothing": 0.2}, SINGLE_LABEL, [2, -100, 1]),
+    "multi": ({}, MULTI_LABEL, [[1.0, 0.0, 1.0], [0.0, 0.0, 0.0], [0.0, 1.0, 1.0]]),
+    "multi, some unlabelled": ({}, MULTI_LABEL, [[1.0, -100.0, 1.0], [0.0, 1.0, 0.0], [-100.0, -100.0, -100.0]]),
+    "multi, smoothed": (
+        {"class_weights": CLASS_WEIGHTS, "label_smoothing": 0.2},
+        MULTI_LABEL,
+        [[1.0, 0.0, 0.3], [0.0, -100.0, 0.6], [0.0, 1.0, 1.0]],
+    ),
+    "regression": ({"problem_type": REGRESSION}, REGRESSION, [[1.5, -2.0, 0.0], [3.0, -100.0, 1.0], [0.1, 0.2, 0.3]]),
+    "one number": ({"num_labels": 1}, REGRESSION, [[1.5], [-2.0], [0.25]]),
+}
+
+
+@pytest.mark.parametrize("head", [VTFusionForSequenceClassification, VTFusionForVisualQuestionAnswering])
+@pytest.mark.parametrize("case", SEQUENCE_CASES)
+def test_sequence_losses_equal_reference(head, case):
+    kwargs, problem, labels = SEQUENCE_CASES[case]
+    model = make_double_model(
+        head,
+        num_fusion_layers=2,
+        fusion_loss_weight=0.7,
+        text_loss_weight=0.4,
+        vision_loss_weight=0.3,
+        contrastive_loss_weight=0.2,
+        **kwargs,
+    )
+    inputs = make_inputs()
+    rows = reference_rows(model, inputs)
+    given = torch.tensor(labels, dtype=torch.long if problem == SINGLE_LABEL else torch.float64)
+    with torch.no_grad():
+        outputs = model(**inputs, labels=given.squeeze(-1) if case == "one number" else given)
+    weights = weights_of(model)
+    options = (problem, kwargs.get("class_weights"), kwargs.get("label_smoothing", 0.0))
+
+    def pooled(state: torch.Tensor) -> torch.Tensor:
+        return {"mean": sum(state) / len(state), "first": state[0], "last": state[-1]}[model.config.pooling]
+
+    fusion, text = (
+        [linear(weights, "classifier", pooled(state)) for state in states]
+        for states in both_states(model, inputs, rows)
+    )
+    assert_near(outputs.logits, torch.stack(fusion), "logits")
+    count = max(int((given != -100).sum()), 1)
+    expected = {
+        name: sum(naive_row_loss(row, label, *options) for row, label in zip(logits, labels, strict=True)) / count
+        for name, logits in {"fusion_loss": fusion, "text_loss": text}.items()
+    }
+    expected["vision_loss"] = 0.0
+    for row, label, length in zip(rows, labels, inputs["attention_mask"].sum(dim=-1).tolist(), strict=True):
+        if row is not None:
+            # the weights of the classes and the smoothing are for L_ct and L_t
+            by_position = [
+                naive_row_loss(scores, label, problem)
+                for scores in linear(weights, "vision_classifier", row["image_state"])
+            ]
+            alpha = row["text_to_image_attention"][:, :length]
+            expected["vision_loss"] += naive_row_vision_loss(alpha, by_position) / count
+    expected["contrastive_loss"] = naive_contrastive_loss(rows, weights["vtfusion.contrastive_log_scale"])
+    assert_losses(outputs, expected, {"fusion": 0.7, "text": 0.4, "vision": 0.3, "contrastive": 0.2})
+
+
+def assert_losses(outputs: Any, expected: dict[str, float], weights: dict[str, float]) -> None:
+    for name, value in expected.items():
+        assert outputs[name].item() == pytest.approx(float(value), rel=SINGLE, abs=SINGLE), name
+    total = sum(weight * float(expected[f"{name}_loss"]) for name, weight in weights.items())
+    assert outputs.loss.item() == pytest.approx(total, rel=SINGLE), "loss"
+
+
+@pytest.mark.parametrize("start", [[1, 4, 0], [-100, 2, 0]], ids=["every row", "one row unlabelled"])
+def test_span_losses_equal_reference(start):
+    """The second text has five tokens and three places of padding, the third no image."""
+    end = [start[0] if start[0] == -100 else 3, 4, 2]
+    model = make_double_model(
+        VTFusionForQuestionAnswering,
+        fusion_loss_weight=0.7,
+        text_loss_weight=0.4,
+        vision_loss_weight=0.3,
+        contrastive_loss_weight=0.2,
+    )
+    inputs = make_inputs()
+    rows = reference_rows(model, inputs)
+    with torch.no_grad():
+        outputs = model(**inputs, start_positions=torch.tensor(start), end_positions=torch.tensor(end))
+    weights = weights_of(model)
+    expected = {"vision_loss": 0.0}
+    for name, states in zip(("fusion_loss", "text_loss"), both_states(model, inputs, rows), strict=True):
+        terms = []
+        for row, state in enumerate(states):
+            logits = linear(weights, "qa_outputs", state)
+            if name == "fusion_loss":
+                for column, scores in enumerate((outputs.start_logits, outputs.end_logits)):
+                    assert_near(scores[row, : len(state)], logits[:, column])
+                    assert (scores[row, len(state) :] == torch.finfo(torch.float64).min).all()
+            if start[row] != -100:
+                terms += [-softmax(logits[:, 0])[start[row]].log() / 2, -softmax(logits[:, 1])[end[row]].log() / 2]
+        expected[name] = sum(terms) / (len(terms) / 2)
+    count = 0
+    for row, length in enumerate(inputs["attention_mask"].sum(dim=-1).tolist()):
+        if start[row] == -100:
+            continue
+        inside = torch.tensor([int(start[row] <= token <= end[row]) for token in range(length)])
+        count += length
+        if rows[row] is not None:
+            predictions = softmax(linear(weights, "vision_classifier", rows[row]["image_state"]))
+            alpha = rows[row]["text_to_image_attention"][:, :length]
+            expected["vision_loss"] += naive_vision_loss(alpha, predictions, inside)[0]
+    expected["vision_loss"] /= count
+    expected["contrastive_loss"] = naive_contrastive_loss(rows, weights["vtfusion.contrastive_log_scale"])
+    assert_losses(outputs, expected, {"fusion": 0.7, "text": 0.4, "vision": 0.3, "contrastive": 0.2})
+
+
+def masked_words() -> torch.Tensor:
+    labels = torch.full((3, 7), -100)
+    labels[0, [1, 5]], labels[1, 2], labels[2, 6] = torch.tensor([5, 98]), 40, 7
+    return labels
+
+
+def naive_masked_lm_losses(
+    model: VTFusionPreTrainedModel,
+    inputs: dict[str, torch.Tensor],
+    rows: list[dict[str, torch.Tensor] | None],
+    labels: torch.Tensor,
+) -> dict[str, torch.Tensor]:
+    """Over every place of every text, and only then the masked ones."""
+    weights, losses = weights_of(model), {}
+    for name, states in zip(("fusion_loss", "text_loss"), both_states(model, inputs, rows), strict=True):
+        terms = []
+        for row, state in enumerate(states):
+            hidden = layer_norm(weights, "lm_head.norm", gelu(linear(weights, "lm_head.transform", state)), 1e-12)
+            logits = linear(weights, "lm_head.decoder", hidden)
+            terms += cross_entropies(logits[None], labels[row : row + 1, : len(state)])
+        losses[name] = sum(terms) / len(terms)
+    return losses
+
+
+def test_masked_lm_losses_equal_reference():
+    model = make_double_model(
+        VTFusionForMaskedLM, fusion_loss_weight=0.7, text_loss_weight=0.4, contrastive_loss_weight=0.2
+    )
+    inputs, labels = make_inputs(), masked_words()
+    rows = reference_rows(model, inputs)
+    with torch.no_grad():
+        outputs = model(**inputs, labels=labels)
+    expected = naive_masked_lm_losses(model, inputs, rows, labels)
+    expected["contrastive_loss"] = naive_contrastive_loss(rows, model.vtfusion.contrastive_log_scale)
+    assert_losses(outputs, expected, {"fusion": 0.7, "text": 0.4, "contrastive": 0.2})
+
+
+@pytest.mark.parametrize("head", [VTFusionForImageTextRetrieval, VTFusionForPreTraining])
+def test_matching_losses_equal_reference(head):
+    """Two rows have an image, so that the other one of them is the only negative that can be drawn."""
+    is_pretraining = head is VTFusionForPreTraining
+    model = make_double_model(
+        head, fusion_loss_weight=0.7, text_loss_weight=0.4, matching_loss_weight=0.6, contrastive_loss_weight=0.2
+    )
+    inputs, labels = make_inputs(), masked_words()
+    rows = reference_rows(model, inputs)
+    with torch.no_grad():
+        outputs = model(**inputs, **({"labels": labels} if is_pretraining else {"return_loss": True}))
+    weights = weights_of(model)
+    pairs = [(0, 0), (1, 1), (0, 1), (1, 0), (1, 0), (0, 1)]
+    total = 0.0
+    for (text, image), row in zip(pairs, reference_pairs(model, inputs, pairs), strict=True):
+        state = row["last_hidden_state"][: inputs["attention_mask"][text].sum()]
+        logit = linear(weights, "matching_head", sum(state) / len(state)).item()
+        if text == image:
+            assert outputs.matching_logits[text].item() == pytest.approx(logit, rel=SINGLE)
+        total += math.log(1 + math.exp(-logit if text == image else logit)) / len(pairs)
+    expected = {"matching_loss": total}
+    log_scale = model.vtfusion.contrastive_log_scale
+    expected["contrastive_loss"] = naive_contrastive_loss(rows, log_scale)
+    shares = {"matching": 0.6, "contrastive": 0.2}
+    if is_pretraining:
+        expected |= naive_masked_lm_losses(model, inputs, rows, labels)
+        shares |= {"fusion": 0.7, "text": 0.4}
+    assert_losses(outputs, expected, shares)
+    for row in (0, 1):
+        for other in (0, 1):
+            cosine = rows[row]["text_embeds"] @ rows[other]["image_embeds"]
+            logit = cosine.item() * math.exp(log_scale.item())
+            assert outputs.logits_per_text[row, other].item() == pytest.approx(logit, rel=SINGLE)
+            assert outputs.logits_per_image[other, row].item() == pytest.approx(logit, rel=SINGLE)
 
 
 def test_zero_weight_turns_a_loss_off():
@@ -472,6 +759,123 @@ def test_vision_loss_without_image_is_zero_with_finite_gradient():
     assert not query.grad.any() and not log_probs.grad.any()
 
 
+@pytest.mark.parametrize("class_weights", [None, CLASS_WEIGHTS], ids=["unweighted", "weighted"])
+@pytest.mark.parametrize("smoothing", [0.0, 0.3])
+@pytest.mark.parametrize(
+    ("problem", "labels"),
+    [
+        (SINGLE_LABEL, [[0, 2], [-100, 1]]),
+        (MULTI_LABEL, [[[1, 0, 0.4], [0, -100, 1]], [[-100, -100, -100], [1, 1, 1]]]),
+        (REGRESSION, [[[1.5, -2, 0], [0, -100, 7]], [[-100, -100, -100], [0.5, 0, 0]]]),
+    ],
+    ids=["single", "multi", "regression"],
+)
+def test_row_losses_equal_naive_ones(problem, labels, smoothing, class_weights):
+    logits = torch.randn(2, 2, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 3
+    given = torch.tensor(labels, dtype=torch.long if problem == SINGLE_LABEL else torch.float64)
+    result = row_losses(logits, given, problem, class_weights, smoothing)
+    assert result.shape == (2, 2)
+    for i in range(2):
+        for j in range(2):
+            expected = naive_row_loss(logits[i, j], labels[i][j], problem, class_weights, smoothing)
+            assert result[i, j].item() == pytest.approx(expected, rel=1e-9), (i, j)
+    assert row_losses(logits.half(), given, problem, class_weights, smoothing).dtype == torch.float32
+
+
+@pytest.mark.parametrize("problem", [SINGLE_LABEL, MULTI_LABEL, REGRESSION])
+def test_row_losses_without_a_label_give_no_gradient(problem):
+    logits = torch.randn(2, 3, requires_grad=True)
+    labels = torch.full((2,), -100) if problem == SINGLE_LABEL else torch.full((2, 3), -100.0)
+    loss = row_losses(logits, labels, problem, CLASS_WEIGHTS, 0.1).sum()
+    loss.backward()
+    assert loss.item() == 0 and not logits.grad.any()
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_row_vision_loss_equals_naive_one_and_its_gradient(masked):
+    generator = torch.Generator().manual_seed(0)
+    sizes = {"losses": (3, 5), "query": (3, 2, 4, 3), "key": (3, 2, 5, 3)}
+    ours = {name: torch.randn(size, generator=generator).double().requires_grad_() for name, size in sizes.items()}
+    theirs = {name: value.detach().clone().requires_grad_() for name, value in ours.items()}
+    text_mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0], [1, 1, 1, 0]]).bool()
+    visual_mask = torch.tensor([[1, 1, 1, 0, 1], [1, 0, 0, 1, 1], [0, 0, 0, 0, 0]]).bool()
+    masks = (text_mask, visual_mask) if masked else (None, None)
+    loss = row_vision_loss(**ours, text_mask=masks[0], visual_mask=masks[1], count=torch.tensor(7))
+    loss.backward()
+
+    total = torch.zeros((), dtype=torch.float64)
+    for row in range(3):
+        tokens = [token for token in range(4) if not masked or text_mask[row, token]]
+        there = [position for position in range(5) if not masked or visual_mask[row, position]]
+        for head in range(2):
+            for token in tokens:
+                scores = [theirs["query"][row, head, token] @ theirs["key"][row, head, j] for j in there]
+                alpha = softmax(torch.stack(scores)) if there else []
+                for weight, position in zip(alpha, there, strict=True):
+                    total = total + weight * theirs["losses"][row, position] / 2 / len(tokens)
+    total = total / 7
+    total.backward()
+    assert loss.item() == pytest.approx(total.item(), rel=1e-9)
+    for name in sizes:
+        assert theirs[name].grad.abs().sum() > 0
+        assert_near(ours[name].grad, theirs[name].grad, name)
+
+
+def test_span_cross_entropy_by_hand():
+    logits = torch.tensor([[[0.0, 1.0], [0.0, 3.0]], [[2.0, 0.0], [4.0, 0.0]]])
+    first = [math.log(2), math.log(1 + math.e**2)]
+    last = [math.log(1 + math.e**2), math.log(2)]
+    start, end = torch.tensor([0, 0]), torch.tensor([0, 1])
+    assert span_cross_entropy(logits, start, end).item() == pytest.approx((sum(first) + sum(last)) / 4)
+    start, end = torch.tensor([0, -100]), torch.tensor([0, -100])
+    assert span_cross_entropy(logits, start, end).item() == pytest.approx((first[0] + last[0]) / 2)
+    nothing = torch.tensor([-100, -100])
+    assert span_cross_entropy(logits, nothing, nothing).item() == 0
+
+
+def test_answer_mask():
+    result = answer_mask(torch.tensor([1, 0, 2, 3]), torch.tensor([2, 0, 3, 1]), 4)
+    expected = [[0, 1, 1, 0], [1, 0, 0, 0], [0, 0, 1, 1], [0, 0, 0, 0]]
+    assert result.long().tolist() == expected
+
+
+def test_binary_loss_by_hand():
+    logits, counted = torch.tensor([0.0, 2.0, float("nan")]), torch.tensor([True, True, False])
+    assert binary_loss(logits, counted, positive=True).item() == pytest.approx(math.log(2) + math.log(1 + math.e**-2))
+    assert binary_loss(logits, counted, positive=False).item() == pytest.approx(math.log(2) + math.log(1 + math.e**2))
+    assert binary_loss(torch.tensor([-200.0]), torch.tensor([True]), positive=True).item() == pytest.approx(200)
+
+
+def test_hard_negatives_follow_the_similarity():
+    similarity = torch.tensor([[9.0, 1.0, 0.0, 5.0], [0.0, 9.0, 2.0, 5.0], [1.0, 0.0, 9.0, 5.0], [7.0, 7.0, 7.0, 7.0]])
+    has_image = torch.tensor([True, True, True, False])
+    torch.manual_seed(0)
+    draws = [hard_negatives(similarity, has_image) for _ in range(1500)]
+    (texts, _), (_, images) = draws[0]
+    assert texts.tolist() == images.tolist() == [0, 1, 2, 3]
+    for row in range(3):
+        for drawn, scores in (
+            (torch.stack([images[row] for (_, images), _ in draws]), similarity[row]),
+            (torch.stack([texts[row] for _, (texts, _) in draws]), similarity[:, row]),
+        ):
+            others = [other for other in range(3) if other != row]
+            assert set(drawn.tolist()) <= set(others)
+            first, second = (math.exp(scores[other]) for other in others)
+            share = (drawn == others[0]).float().mean().item()
+            assert share == pytest.approx(first / (first + second), abs=0.05)
+
+
+@pytest.mark.parametrize("has_image", [[True, False, False], [False, False, False]])
+def test_hard_negatives_of_too_few_rows(has_image):
+    """Rows that have no other are given themselves: still indices of the batch."""
+    (texts, images), (other_texts, other_images) = hard_negatives(torch.randn(3, 3), torch.tensor(has_image))
+    row = 0
+    if has_image[row]:
+        assert images[row] == other_texts[row] == row
+    for indices in (texts, images, other_texts, other_images):
+        assert ((indices >= 0) & (indices < 3)).all()
+
+
 def test_contrastive_loss_by_hand():
     text = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
     image = torch.tensor([[0.6, 0.8], [0.0, 1.0]])
@@ -513,6 +917,23 @@ def test_count_labels():
 
 
 # ------------------------------------------------------------------------------------------------------------- parts
+
+
+@pytest.mark.parametrize("how", ["mean", "first", "last"])
+def test_pool_tokens(how):
+    state = torch.randn(3, 5, 4)
+    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0], [0, 0, 0, 1, 1]]).bool()
+    result, whole = pool_tokens(state, mask, how), pool_tokens(state, None, how)
+    for row in range(3):
+        for tokens, found in ((state[row][mask[row]], result[row]), (state[row], whole[row])):
+            expected = {"mean": tokens.mean(dim=0), "first": tokens[0], "last": tokens[-1]}[how]
+            torch.testing.assert_close(found, expected)
+    nothing = pool_tokens(state, torch.zeros(3, 5, dtype=torch.bool), how)
+    assert torch.isfinite(nothing).all()
+
+
+def test_masked_mean_of_nothing_is_zero():
+    assert not masked_mean(torch.randn(2, 3, 4), torch.zeros(2, 3, dtype=torch.bool)).any()
 
 
 def test_attend_equals_softmax_of_scores():

@@ -68,7 +68,7 @@ def test_from_data_to_results(sample, tmp_path):
     )
     assert set(results["test"]) == {"true", "shuffled", "blank", "none"}
     assert all(scores["support"] == 24 for scores in results["test"].values())
-    assert "test F1 by image:  true" in results["stdout"] and "none" in results["stdout"]
+    assert "test f1 by image:  true" in results["stdout"] and "none" in results["stdout"]
     assert "micro avg" in (tmp_path / "test_report.txt").read_text()
     records = [json.loads(line) for line in (tmp_path / "test_predictions.jsonl").read_text().splitlines()]
     assert len(records) == 24

@@ -27,6 +27,16 @@ class ModelArguments:
             "help": "Keep the vision encoder as it is. Its features are then computed once for each image and cached."
         },
     )
+    use_lora: bool = field(
+        default=False,
+        metadata={
+            "help": "Train low-rank adapters of the text encoder (PEFT) instead of its weights; they are merged into "
+            "these at the end."
+        },
+    )
+    lora_rank: int = field(default=16, metadata={"help": "Rank of the adapters."})
+    lora_alpha: int = field(default=32, metadata={"help": "Adapters are scaled by this number over the rank."})
+    lora_dropout: float = field(default=0.0, metadata={"help": "Dropout before the adapters."})
     fusion_hidden_size: int | None = field(
         default=None, metadata={"help": "Width of the space that text and image share; a new model has 256."}
     )
@@ -59,6 +69,12 @@ class ModelArguments:
     contrastive_loss_weight: float | None = field(
         default=None, metadata={"help": "Weight of the contrastive loss between text and image; a new model has 0."}
     )
+    class_weights: list[float] | None = field(
+        default=None, metadata={"help": "Weight of each label in the loss, in the order of the labels."}
+    )
+    label_smoothing: float | None = field(
+        default=None, metadata={"help": "Part of a label's probability that is spread over all; a new model has 0."}
+    )
     max_length: int | None = field(
         default=None,
         metadata={"help": "Tokens in a window; longer texts become several. By default what the text encoder takes."},
@@ -66,6 +82,10 @@ class ModelArguments:
     window_stride: int | None = field(
         default=None, metadata={"help": "Tokens that neighbouring windows share; a new model has 64."}
     )
+
+    def __post_init__(self) -> None:
+        if self.use_lora and self.freeze_text:
+            raise ValueError("`use_lora` trains adapters of the text encoder, which `freeze_text` would freeze.")
 
 
 @dataclass
@@ -180,5 +200,6 @@ class VTFusionTrainingArguments(TrainingArguments):
             raise ValueError("`remove_unused_columns` must be False: Trainer would drop the images.")
         if self.label_smoothing_factor:
             raise ValueError(
-                "`label_smoothing_factor` is not supported: Trainer's loss would replace L_ct, L_t and L_v."
+                "`label_smoothing_factor` is not supported: Trainer's loss would replace L_ct, L_t and L_v. Give "
+                "`label_smoothing`."
             )

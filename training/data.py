@@ -1,60 +1,24 @@
 """Token-classification data from the Hub or from files, always in the same columns: `tokens`, `ner_tags`, `images`."""
 
-import ast
-import json
 import logging
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from datasets import (
-    ClassLabel,
-    Dataset,
-    DatasetDict,
-    DatasetInfo,
-    Features,
-    Image,
-    List,
-    Value,
-    concatenate_datasets,
-    load_dataset,
-    load_from_disk,
-)
+from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 from datasets.exceptions import DatasetGenerationError
 
+from .sources import CACHE_VERSION, Source, find_columns, join_columns, load_sources, map_columns, parse_cell, shorten
 from .tags import SCHEMES, detect_scheme, find_stray_inside_tags, iob2_label_names, split_tag, to_iob2
 
 logger = logging.getLogger(__name__)
 
-# `datasets` names cached results after the functions of an installed package, not after their code: raise this number
-# whenever what the functions below return changes, or people go on with results of the version before.
-_CACHE_VERSION = 1
-
 _TOKENS_COLUMNS = ("tokens", "words", "token")
 _TAGS_COLUMNS = ("ner_tags", "tags", "labels", "ner")
-_IMAGE_COLUMNS = ("images", "image")
-_METADATA_FILES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 _FORMATS = "CoNLL columns, .jsonl, .json, .csv, .parquet, or a folder with metadata.jsonl"
-_CONLL_ENDINGS = (".conll", ".txt", ".tsv", ".bio", ".iob", ".iob2", "")
-
-
-@dataclass
-class _Source:
-    """One split as it was read, before its columns get their names."""
-
-    dataset: Dataset
-    where: str  # for messages: split and file
-    folder: str | None  # what relative image paths start from
-    image_columns: tuple[str, ...] = _IMAGE_COLUMNS
-
-    def __post_init__(self) -> None:
-        if len(self.dataset) == 0:
-            raise ValueError(f"{self.where} has no rows.")
-        self.dataset = self.dataset.with_format(None)  # a saved data set remembers its format, such as "torch"
 
 
 def load_token_classification_dataset(
@@ -133,147 +97,34 @@ def load_token_classification_dataset(
     ['O', 'B-LOC', 'I-LOC', 'B-PER', 'I-PER']
     ```
     """
-    given = {"train": train_file, "validation": validation_file, "test": test_file}
-    files = {split: os.fspath(file) for split, file in given.items() if file is not None}
-    if (dataset_name is None) == (not files):
-        raise ValueError("Give either `dataset_name` or at least one of `train_file`, `validation_file`, `test_file`.")
     if tag_scheme is not None and tag_scheme.upper() not in SCHEMES:
         raise ValueError(f"Unknown `tag_scheme` {tag_scheme!r}. Known ones: {', '.join(SCHEMES)}.")
-    cache = None if cache_dir is None else os.fspath(cache_dir)
-    image_base = None if image_folder is None else os.path.abspath(os.path.expanduser(image_folder))
-    if image_base is not None and not os.path.isdir(image_base):
-        raise FileNotFoundError(f"The `image_folder` {image_base} is not a folder.")
-
-    if dataset_name is not None:
-        sources = _load_named(dataset_name, dataset_config_name, revision, cache)
-    else:
-        sources = {split: _load_file(file, split, image_base, cache) for split, file in files.items()}
-
+    sources = load_sources(
+        dataset_name,
+        dataset_config_name,
+        train_file,
+        validation_file,
+        test_file,
+        image_folder,
+        revision,
+        cache_dir,
+        load_text_file=_load_conll,
+    )
     texts: dict[str, Dataset] = {}
-    images: dict[str, Dataset | None] = {}
-    rest: dict[str, Dataset] = {}
+    used: dict[str, set[str]] = {}
     declared: list[str] = [] if label_names is None else list(label_names)
     for split, source in sources.items():
-        columns = source.dataset.column_names
-        tokens = _find_column("tokens_column", tokens_column, _TOKENS_COLUMNS, source)
-        tags = _find_column("tags_column", tags_column, _TAGS_COLUMNS, source)
-        if tokens is None or tags is None or tokens == tags:
-            wanted = "`tokens_column` and `tags_column`"
-            if tokens is None and tags is not None:
-                wanted = "`tokens_column`"
-            elif tags is None and tokens is not None:
-                wanted = "`tags_column`"
-            raise ValueError(
-                f"{source.where}: say with {wanted} which of these columns to read: {', '.join(columns)}."
-            )
-        image = _find_column("image_column", image_column, source.image_columns, source, needed=False)
-
+        tokens, tags = find_columns(
+            source,
+            {"tokens_column": (tokens_column, _TOKENS_COLUMNS), "tags_column": (tags_column, _TAGS_COLUMNS)},
+        )
         class_names = _class_label_names(source.dataset.features[tags])
         if label_names is None and class_names is not None:
             declared += [name for name in class_names if name not in declared]
         texts[split] = _read_texts(source, tokens, tags, class_names or label_names)
-        images[split] = None if image is None else _read_images(source, image, image_base)
-
-        used = {tokens, tags, image}
-        clashing = [name for name in ("tokens", "ner_tags", "images") if name in columns and name not in used]
-        if clashing:
-            logger.warning("%s: column %s is replaced by the one you named.", source.where, ", ".join(clashing))
-        rest[split] = source.dataset.select_columns([c for c in columns if c not in used and c not in clashing])
-
+        used[split] = {tokens, tags}
     texts = _to_class_labels(texts, sources, declared, fixed=label_names is not None, scheme=tag_scheme)
-    has_images = any(part is not None for part in images.values())
-    result = DatasetDict()
-    for split, source in sources.items():
-        parts = [texts[split]]
-        if has_images:
-            part = images[split]
-            if part is None:
-                logger.warning("%s has no image column: its rows are without image.", source.where)
-                part = _no_images(len(texts[split]))
-            parts.append(part)
-        if rest[split].column_names:
-            parts.append(rest[split])
-        # Side by side instead of one `map` over all: the columns we do not touch are not copied.
-        result[split] = concatenate_datasets(parts, axis=1, split=source.dataset.split)
-    return result
-
-
-# Reading: what is given -> one `_Source` for each split
-
-
-def _load_named(name: str, config: str | None, revision: str | None, cache_dir: str | None) -> dict[str, _Source]:
-    folder = os.path.abspath(os.path.expanduser(name)) if os.path.isdir(os.path.expanduser(name)) else None
-    if folder is not None and os.path.isfile(os.path.join(folder, "dataset_dict.json")):
-        loaded = load_from_disk(folder)
-    elif folder is not None and os.path.isfile(os.path.join(folder, "state.json")):
-        raise ValueError(f"{folder} holds a single saved split: give it as `train_file` (or one of its siblings).")
-    else:
-        loaded = load_dataset(name, config, revision=revision, cache_dir=cache_dir)
-    return {split: _Source(part, f"{split} split of {name}", folder) for split, part in loaded.items()}
-
-
-def _load_file(file: str, split: str, image_base: str | None, cache_dir: str | None) -> _Source:
-    path = os.path.abspath(os.path.expanduser(file))
-    image_columns: tuple[str, ...] = _IMAGE_COLUMNS
-    if os.path.isdir(path):
-        if os.path.isfile(os.path.join(path, "dataset_dict.json")):
-            raise ValueError(f"{path} holds a saved `DatasetDict` with its splits: give it as `dataset_name`.")
-        if os.path.isfile(os.path.join(path, "state.json")):
-            return _Source(load_from_disk(path), f"{split} split ({path})", path)
-        found = [name for name in _METADATA_FILES if os.path.isfile(os.path.join(path, name))]
-        if not found:
-            raise FileNotFoundError(
-                f"The folder {path} given for the {split} split has none of {', '.join(_METADATA_FILES)}, and was not "
-                "saved by `Dataset.save_to_disk`."
-            )
-        path = os.path.join(path, found[0])
-        image_columns += ("file_name", "file_names")  # the names that `datasets` gives them in such a folder
-    elif not os.path.isfile(path):
-        raise FileNotFoundError(f"The file {path} given for the {split} split does not exist.")
-
-    ending = os.path.splitext(path)[1].lower()
-    if os.path.getsize(path) == 0:
-        raise ValueError(f"{path} is empty.")
-    if ending in (".jsonl", ".json"):
-        dataset = _load_packaged("json", path, split, cache_dir)
-    elif ending == ".csv":
-        # Without this, the word "NA" and its like would become null.
-        dataset = _load_packaged("csv", path, split, cache_dir, keep_default_na=False)
-    elif ending == ".parquet":
-        dataset = _load_packaged("parquet", path, split, cache_dir)
-    elif ending in _CONLL_ENDINGS or not _looks_binary(path):
-        dataset = _load_conll(path, split, image_base, cache_dir)
-    else:
-        raise ValueError(f"{path} is not a text file, and {ending!r} is none of .jsonl, .json, .csv, .parquet.")
-    return _Source(dataset, f"{split} split ({path})", os.path.dirname(path), image_columns)
-
-
-def _looks_binary(path: str) -> bool:
-    with open(path, "rb") as file:
-        return b"\0" in file.read(4096)
-
-
-def _load_packaged(builder: str, path: str, split: str, cache_dir: str | None, **kwargs: Any) -> Dataset:
-    try:
-        # One file at a time, since `datasets` would want the same columns in all splits. The brackets keep a path with
-        # `[` or `*` in it from being read as a pattern.
-        pattern = re.sub(r"([\[*?])", r"[\1]", path)
-        return load_dataset(builder, data_files={split: [pattern]}, split=split, cache_dir=cache_dir, **kwargs)
-    except (DatasetGenerationError, ValueError) as error:
-        if path.endswith(".jsonl"):
-            _check_json_lines(path)
-        raise ValueError(f"{path} cannot be read as {builder}: {error.__cause__ or error}") from error
-
-
-def _check_json_lines(path: str) -> None:
-    with open(path, encoding="utf-8", errors="replace") as file:
-        for number, line in enumerate(file, 1):
-            try:
-                row = json.loads(line) if line.strip() else {}
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path}, line {number}: not valid JSON: {error}") from None
-            if not isinstance(row, dict):
-                raise ValueError(f"{path}, line {number}: expected a JSON object, got {type(row).__name__}.")
+    return join_columns(sources, texts, used, image_column)
 
 
 # CoNLL columns. The `conll` builder of `datasets` fills lines that are too short and cuts those that are too long
@@ -298,7 +149,7 @@ def _load_conll(path: str, split: str, image_base: str | None, cache_dir: str | 
                 "delimiter": delimiter,
                 "has_image_ids": has_image_ids,
                 # Not read by the generator: a changed file must not be taken from the cache.
-                "version": (_CACHE_VERSION, stat.st_size, stat.st_mtime_ns),
+                "version": (CACHE_VERSION, stat.st_size, stat.st_mtime_ns),
             },
         )
     except DatasetGenerationError as error:
@@ -349,7 +200,7 @@ def _look_into_conll(path: str) -> tuple[list[str], str, bool]:
     if n_columns < 2:
         raise ValueError(
             f"{path}, line {number}: expected a word and its tag with a tab or spaces between them, got "
-            f"{_shorten(line)}. Formats: {_FORMATS}."
+            f"{shorten(line)}. Formats: {_FORMATS}."
         )
     middle = ["pos_tags", "chunk_tags"] if n_columns == 4 else [f"column_{i}" for i in range(1, n_columns - 1)]
     return ["tokens", *middle, "ner_tags"], delimiter, has_image_ids
@@ -384,34 +235,11 @@ def _conll_sentences(
             raise ValueError(
                 f"{path}, line {number}: expected {len(columns)} columns with "
                 f"{'a tab' if delimiter == chr(9) else 'spaces'} between them, as in the first sentence, got "
-                f"{len(fields)}: {_shorten(line)}"
+                f"{len(fields)}: {shorten(line)}"
             )
         sentence.append(fields)
     if sentence:
         yield example()
-
-
-def _shorten(value: Any, length: int = 80) -> str:
-    text = repr(value)
-    return text if len(text) <= length else text[: length - 1] + "…"
-
-
-# Columns
-
-
-def _find_column(
-    argument: str, wanted: str | None, known: tuple[str, ...], source: _Source, needed: bool = True
-) -> str | None:
-    columns = source.dataset.column_names
-    if wanted is not None:
-        if wanted not in columns:
-            raise ValueError(f"{source.where} has no column {wanted!r} (`{argument}`). It has: {', '.join(columns)}.")
-        return wanted
-    found = [name for name in known if name in columns]
-    # Our own name for the words and the tags wins; between `image` and `images` nothing says which one is meant.
-    if len(found) > 1 and not (needed and found[0] == known[0]):
-        raise ValueError(f"{source.where} has the columns {' and '.join(found)}: say which one with `{argument}`.")
-    return found[0] if found else None
 
 
 def _class_label_names(feature: Any) -> list[str] | None:
@@ -422,27 +250,22 @@ def _class_label_names(feature: Any) -> list[str] | None:
 # Words and tags
 
 
-def _read_texts(source: _Source, tokens: str, tags: str, names: Sequence[str] | None) -> Dataset:
-    part = source.dataset.select_columns([tokens, tags])
-    if _class_label_names(part.features[tags]) is None and _holds_integers(part.features[tags]) and not names:
+def _read_texts(source: Source, tokens: str, tags: str, names: Sequence[str] | None) -> Dataset:
+    feature = source.dataset.features[tags]
+    if _class_label_names(feature) is None and _holds_integers(feature) and not names:
         raise ValueError(
             f"{source.where}: the tags in column {tags!r} are integers. Say what they mean with `label_names`, in "
             "order, as in O,B-PER,I-PER."
         )
-    return part.map(
+    return map_columns(
+        source,
+        [tokens, tags],
         _words_and_tags,
-        batched=True,
-        with_indices=True,
-        remove_columns=[tokens, tags],
-        features=Features({"tokens": List(Value("string")), "ner_tags": List(Value("string"))}),
-        fn_kwargs={
-            "tokens_column": tokens,
-            "tags_column": tags,
-            "names": None if names is None else list(names),
-            "where": source.where,
-            "version": _CACHE_VERSION,
-        },
+        Features({"tokens": List(Value("string")), "ner_tags": List(Value("string"))}),
         desc="Reading words and tags",
+        tokens_column=tokens,
+        tags_column=tags,
+        names=None if names is None else list(names),
     )
 
 
@@ -468,7 +291,7 @@ def _words_and_tags(
         for position, word in enumerate(words):
             if not isinstance(word, str):
                 raise ValueError(
-                    f"{where}, row {row}, column {tokens_column!r}: expected strings, got {_shorten(word)} "
+                    f"{where}, row {row}, column {tokens_column!r}: expected strings, got {shorten(word)} "
                     f"({type(word).__name__}) at position {position}."
                 )
         if not words:
@@ -478,7 +301,7 @@ def _words_and_tags(
         if len(words) != len(tags):
             raise ValueError(
                 f"{where}, row {row}: {len(words)} words in column {tokens_column!r} but {len(tags)} tags in column "
-                f"{tags_column!r}; there must be one tag for each word. The words begin {_shorten(words)}."
+                f"{tags_column!r}; there must be one tag for each word. The words begin {shorten(words)}."
             )
         all_words.append(words)
         all_tags.append(_tag_names(tags, names, f"{where}, row {row}, column {tags_column!r}"))
@@ -489,16 +312,10 @@ def _as_list(value: Any, place: str, what: str) -> list:
     if isinstance(value, list):
         return value
     if not isinstance(value, str):
-        raise ValueError(f"{place}: expected a list of {what}, got {_shorten(value)}.")
-    # CSV has no lists: a cell is a JSON list, the same as Python prints it, or words with spaces between them.
-    if value.startswith(('["', "['")) and value.endswith("]"):
-        for parse in (json.loads, ast.literal_eval):
-            try:
-                parsed = parse(value)
-            except (ValueError, SyntaxError):
-                continue
-            if isinstance(parsed, list):
-                return parsed
+        raise ValueError(f"{place}: expected a list of {what}, got {shorten(value)}.")
+    parsed = parse_cell(value)
+    if isinstance(parsed, list):
+        return parsed
     return value.split()
 
 
@@ -518,7 +335,7 @@ def _tag_names(tags: list, names: list[str] | None, place: str) -> list[str]:
                 )
             tag = names[tag]
         if not isinstance(tag, str):
-            raise ValueError(f"{place}, position {position}: expected a tag such as 'B-PER', got {_shorten(tag)}.")
+            raise ValueError(f"{place}, position {position}: expected a tag such as 'B-PER', got {shorten(tag)}.")
         try:
             split_tag(tag)
         except ValueError as error:
@@ -540,7 +357,7 @@ def _unique_tags(text: Dataset) -> list:
 
 
 def _to_class_labels(
-    texts: dict[str, Dataset], sources: dict[str, _Source], declared: list[str], fixed: bool, scheme: str | None
+    texts: dict[str, Dataset], sources: dict[str, Source], declared: list[str], fixed: bool, scheme: str | None
 ) -> dict[str, Dataset]:
     """Tags as strings of any scheme → `ClassLabel` of IOB2, the same in all splits."""
     scheme = (scheme or detect_scheme(_tag_sequences(texts.values()))).upper()
@@ -555,7 +372,7 @@ def _to_class_labels(
             batched=True,
             with_indices=True,
             features=Features({"tokens": List(Value("string")), "ner_tags": List(ClassLabel(names=labels))}),
-            fn_kwargs={"labels": labels, "scheme": scheme, "where": where, "version": _CACHE_VERSION},
+            fn_kwargs={"labels": labels, "scheme": scheme, "where": where, "version": CACHE_VERSION},
             desc="Converting tags to IOB2",
         )
         # Counted here, not in the function above: what `map` takes from its cache would not be reported again.
@@ -614,113 +431,3 @@ def _label_indices(
         except KeyError as error:
             raise ValueError(f"{where}, row {row}: the label {error} is not among the `label_names`.") from None
     return {"ner_tags": rows}
-
-
-# Images
-
-
-def _image_features() -> Features:
-    return Features({"images": List(Image(decode=False))})
-
-
-def _no_images(n_rows: int) -> Dataset:
-    return Dataset.from_dict({"images": [None] * n_rows}, features=_image_features())
-
-
-def _read_images(source: _Source, column: str, image_base: str | None) -> Dataset:
-    part = source.dataset.select_columns([column])
-    feature = part.features[column]
-    folder = image_base or source.folder
-    stored = isinstance(feature, Image) or (isinstance(feature, List) and isinstance(feature.feature, Image))
-    if stored:
-        # `cast_column` would write a list of images anew only to note that they are not to be decoded.
-        raw = Image(decode=False) if isinstance(feature, Image) else List(Image(decode=False))
-        part = Dataset(part.data, info=DatasetInfo(features=Features({column: raw})), split=part.split)
-    if isinstance(feature, List) and stored and _is_clean(part, column):
-        # Images that are in the data already: take the column as it is instead of copying gigabytes.
-        part = part.rename_column(column, "images") if column != "images" else part
-    else:
-        part = part.map(
-            _image_lists,
-            batched=True,
-            batch_size=100,  # rows may hold the bytes of whole images
-            writer_batch_size=100,
-            with_indices=True,
-            remove_columns=[column],
-            features=_image_features(),
-            fn_kwargs={"column": column, "folder": folder, "where": source.where, "version": _CACHE_VERSION},
-            desc="Reading image paths",
-        )
-    _check_image_files(part, f"{source.where}, column {column!r}")
-    return part
-
-
-def _image_items(dataset: Dataset, column: str) -> Iterator[tuple[pa.Array, pa.Array]]:
-    """Yields (bytes, path) of all images, a chunk at a time and without copying them."""
-    for chunk in dataset.data.column(column).chunks:
-        content, path = chunk.flatten().flatten()
-        yield content, path
-
-
-def _is_clean(dataset: Dataset, column: str) -> bool:
-    """Whether lists of images need no rewriting: no empty list, no null in a list, no relative path, no URL."""
-    if any(pc.any(pc.equal(pc.list_value_length(c), 0)).as_py() for c in dataset.data.column(column).chunks):
-        return False
-    for content, path in _image_items(dataset, column):
-        bare = path.filter(content.is_null())
-        if not all(p is not None and os.path.isabs(p) for p in bare.unique().to_pylist()):
-            return False
-    return True
-
-
-def _image_lists(
-    batch: dict[str, list], indices: list[int], column: str, folder: str | None, where: str, version: int
-) -> dict[str, list]:
-    rows = []
-    for row, value in zip(indices, batch[column], strict=True):
-        place = f"{where}, row {row}, column {column!r}"
-        items = [_image_item(item, folder, place) for item in (value if isinstance(value, list) else [value])]
-        rows.append([item for item in items if item is not None] or None)
-    return {"images": rows}
-
-
-def _image_item(value: Any, folder: str | None, place: str) -> dict[str, Any] | None:
-    content, path = None, value
-    if isinstance(value, bytes):
-        content, path = value, None
-    elif isinstance(value, dict):
-        content, path = value.get("bytes"), value.get("path")
-    if not isinstance(content, bytes | None) or not isinstance(path, str | None):
-        raise ValueError(
-            f"{place}: expected the path of an image, its bytes, or a dict with 'bytes' and 'path', got {_shorten(value)}."
-        )
-    if content is not None:
-        return {"bytes": content, "path": path}
-    if not path:
-        return None
-    if path.startswith(("http://", "https://")):
-        raise ValueError(f"{place}: {_shorten(path)} is a URL. Nothing is downloaded here: download the images first.")
-    if "://" in path or os.path.isabs(path):  # `datasets` names a file in an archive `zip://…`
-        return {"bytes": None, "path": path}
-    if folder is None:
-        raise ValueError(
-            f"{place}: {_shorten(path)} is a relative path. Say with `image_folder` where it starts from."
-        )
-    return {"bytes": None, "path": os.path.normpath(os.path.join(folder, path))}
-
-
-def _check_image_files(dataset: Dataset, where: str) -> None:
-    paths: dict[str | None, None] = {}
-    for content, path in _image_items(dataset, "images"):
-        paths |= dict.fromkeys(path.filter(content.is_null()).unique().to_pylist())
-    missing = {path for path in paths if path and "://" not in path and not os.path.isfile(path)}
-    if not missing:
-        return
-    row, path = next(
-        (row, item["path"])
-        for row, images in enumerate(dataset["images"])
-        for item in images or []
-        if item["bytes"] is None and item["path"] in missing
-    )
-    others = f" So are {len(missing) - 1} other image files." if len(missing) > 1 else ""
-    raise FileNotFoundError(f"{where}, row {row}: the image file {path} is missing.{others}")

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import random
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -175,7 +176,9 @@ def prepare_images(
             cache = FeatureCache(
                 model.to(training_args.device), processor, data_args.feature_cache_dir, data_args.feature_dtype
             )
+            started = time.perf_counter()
             bad = cache.add(store, [*store.keys(), BLANK_KEY], data_args.on_bad_image)
+            logger.info("vision features ready after %.1f s", time.perf_counter() - started)
     if bad:
         keys = {
             split: [[key for key in row or [] if key not in bad] or None for row in rows]

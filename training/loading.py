@@ -1,6 +1,7 @@
 """From command-line arguments to a model with its processor, for every task script."""
 
 import os
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 from transformers import AutoImageProcessor, AutoTokenizer
@@ -8,6 +9,7 @@ from transformers import AutoImageProcessor, AutoTokenizer
 from ..modeling_vtfusion import VTFusionPreTrainedModel
 from ..processing_vtfusion import VTFusionProcessor
 from .arguments import ModelArguments
+from .lora import add_lora
 
 # What decides the shapes of the weights cannot change in a model that has them.
 _SHAPES = ("fusion_hidden_size", "num_fusion_layers", "num_fusion_heads")
@@ -18,13 +20,15 @@ _SETTINGS = (
     "text_loss_weight",
     "vision_loss_weight",
     "contrastive_loss_weight",
+    "class_weights",
+    "label_smoothing",
 )
 
 Model = TypeVar("Model", bound=VTFusionPreTrainedModel)
 
 
 def load_model(
-    model_class: type[Model], args: ModelArguments, label_names: list[str]
+    model_class: type[Model], args: ModelArguments, label_names: Sequence[str] = (), **config: Any
 ) -> tuple[Model, VTFusionProcessor]:
     """
     The model and its processor: a VTFusion checkpoint to go on with, or two encoders joined.
@@ -32,7 +36,8 @@ def load_model(
     Args:
         model_class (`type`): a head, such as [`VTFusionForTokenClassification`].
         args ([`ModelArguments`]): what to load. Flags that were left out keep what a checkpoint has.
-        label_names (`list[str]`): the labels. A head for others gets new weights.
+        label_names (`Sequence[str]`, *optional*): the labels. A head for others gets new weights.
+        config (*optional*): further settings of [`VTFusionConfig`] that the task has, such as `problem_type`.
 
     Returns:
         `tuple` of the model and its [`VTFusionProcessor`].
@@ -40,15 +45,17 @@ def load_model(
     Raises:
         `ValueError`: neither or both of checkpoint and encoders are given, or a flag does not fit a checkpoint.
     """
-    labels: dict[str, Any] = {
-        "id2label": dict(enumerate(label_names)),
-        "label2id": {name: i for i, name in enumerate(label_names)},
-    }
+    labels = dict(config)
+    if label_names:
+        labels["id2label"] = dict(enumerate(label_names))
+        labels["label2id"] = {name: i for i, name in enumerate(label_names)}
     chosen = {name: getattr(args, name) for name in (*_SHAPES, *_SETTINGS) if getattr(args, name) is not None}
     if args.model_name_or_path is not None:
         model, processor = _load_checkpoint(model_class, args, chosen, labels)
     else:
         model, processor = _join_encoders(model_class, args, chosen, labels)
+    if args.use_lora:
+        add_lora(model.base_model.text_model, args.lora_rank, args.lora_alpha, args.lora_dropout)
     if args.freeze_text:
         model.freeze_text_encoder()
     if args.freeze_vision:

@@ -1,9 +1,7 @@
 """Entity recognition: texts to windows, predictions back to words, scores, and the file of predictions."""
 
-import json
 import os
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,8 +13,9 @@ from transformers import AutoConfig, EvalPrediction
 from ..processing_vtfusion import TextRow, VTFusionBatch, VTFusionProcessor, read_text
 from .arguments import DataArguments
 from .data import load_token_classification_dataset
+from .fine_tuning import read_records
 from .images import RowKeys
-from .metrics import compute_entity_metrics, entity_counts
+from .metrics import compute_entity_metrics, entity_counts, entity_report
 
 
 def load_splits(
@@ -85,16 +84,9 @@ def encode_windows(
     )
 
 
-def with_image_keys(windows: Dataset, image_keys: Sequence[RowKeys]) -> Dataset:
-    """The same windows with other images for their rows."""
-    feature = windows.features["image_keys"]
-    keys = [image_keys[row] for row in windows["row"]]
-    return windows.remove_columns("image_keys").add_column("image_keys", keys, feature=feature)
-
-
 class WordEvaluator:
     """
-    Scores windows by the words they were made from. Its call is what `Trainer` takes as `compute_metrics`.
+    Scores windows by the words they were made from; an [`Evaluator`].
 
     Args:
         dataset (`datasets.Dataset`): the texts, with `tokens` and `ner_tags`.
@@ -102,6 +94,9 @@ class WordEvaluator:
         processor ([`VTFusionProcessor`]): puts windows back together.
         decoding (`str`, *optional*, defaults to `"argmax"`): or `"viterbi"`.
     """
+
+    metric = "f1"
+    field = "predicted_tags"
 
     def __init__(self, dataset: Dataset, windows: Dataset, processor: VTFusionProcessor, decoding: str = "argmax"):
         self.processor, self.decoding = processor, decoding
@@ -129,7 +124,7 @@ class WordEvaluator:
         batch = VTFusionBatch(data, rows=self.rows, row_of_window=self.row_of_window, word_positions=positions)
         return SimpleNamespace(logits=logits, fusion_gate=gates), batch
 
-    def predict_tags(self, predictions: tuple[np.ndarray, np.ndarray]) -> list[list[str]]:
+    def answers(self, predictions: tuple[np.ndarray, np.ndarray]) -> list[list[str]]:
         """One IOB2 tag for every word of every text."""
         outputs, batch = self.gather(predictions)
         return self.processor.predict_word_labels(outputs, batch, self.id2label, self.decoding)
@@ -139,44 +134,40 @@ class WordEvaluator:
         return compute_entity_metrics(tags, self.references)
 
     def __call__(self, prediction: EvalPrediction) -> dict[str, float | int]:
-        return self.score(self.predict_tags(prediction.predictions))
+        return self.score(self.answers(prediction.predictions))
 
-    def write(
-        self,
-        path: str | os.PathLike,
-        predictions: tuple[np.ndarray, np.ndarray],
-        image_keys: Sequence[RowKeys],
-        **other_tags: Sequence[Sequence[str]],
-    ) -> None:
+    def report(self, scores: Mapping[str, float | int]) -> str:
+        """The table of scores per entity type."""
+        return entity_report(dict(scores))
+
+    def records(
+        self, predictions: tuple[np.ndarray, np.ndarray], image_keys: Sequence[RowKeys]
+    ) -> list[dict[str, Any]]:
         """
-        Writes a JSON line for each text: its words, true and predicted tags, and entities with score, character
-        offsets and gate.
+        For each text its words, true and predicted tags, and entities with score, character offsets and gate.
 
         Args:
-            path (`str` or `os.PathLike`): the file.
             predictions (`tuple[np.ndarray, np.ndarray]`): logits and gates of the windows.
-            image_keys (`Sequence[list[str] | None]`): the images of each text, of which the number is written.
-            other_tags (`Sequence[Sequence[str]]`, *optional*): further columns, such as the tags without an image.
+            image_keys (`Sequence[list[str] | None]`): the images of each text, of which the number is told.
         """
         outputs, batch = self.gather(predictions, image_keys)
         entities = self.processor.post_process_token_classification(outputs, batch, self.id2label, self.decoding)
-        tags = self.predict_tags(predictions)
-        with open(path, "w", encoding="utf-8") as file:
-            for index, row in enumerate(self.rows):
-                record: dict[str, Any] = {
-                    "row": index,
-                    "tokens": row.words,
-                    "num_images": len(image_keys[index] or []),
-                    "ner_tags": self.references[index],
-                    "predicted_tags": tags[index],
-                    **{name: list(values[index]) for name, values in other_tags.items()},
-                    # the image region needs attention maps, which are too large to keep for a whole split
-                    "entities": [
-                        {name: value for name, value in entity.items() if name != "image_region"}
-                        for entity in entities[index]
-                    ],
-                }
-                file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        tags = self.answers(predictions)
+        return [
+            {
+                "row": index,
+                "tokens": row.words,
+                "num_images": len(image_keys[index] or []),
+                "ner_tags": self.references[index],
+                "predicted_tags": tags[index],
+                # the image region needs attention maps, which are too large to keep for a whole split
+                "entities": [
+                    {name: value for name, value in entity.items() if name != "image_region"}
+                    for entity in entities[index]
+                ],
+            }
+            for index, row in enumerate(self.rows)
+        ]
 
 
 def read_entity_counts(folder: str | os.PathLike, entity_types: Sequence[str]) -> dict[str, np.ndarray]:
@@ -191,12 +182,9 @@ def read_entity_counts(folder: str | os.PathLike, entity_types: Sequence[str]) -
     Returns:
         `dict[str, np.ndarray]`: for each image condition of the test an array of shape `(texts, types, 3)`.
     """
-    conditions = list(json.loads(Path(folder, "results.json").read_text(encoding="utf-8"))["test"])
-    with open(Path(folder, "test_predictions.jsonl"), encoding="utf-8") as file:
-        records = [json.loads(line) for line in file]
-    columns = ["predicted_tags", *(f"predicted_tags_{name}" for name in conditions[1:])]
+    records, fields = read_records(folder, WordEvaluator.field)
     true = [record["ner_tags"] for record in records]
     return {
-        condition: entity_counts([record[column] for record in records], true, entity_types)
-        for condition, column in zip(conditions, columns, strict=True)
+        condition: entity_counts([record[field] for record in records], true, entity_types)
+        for condition, field in fields.items()
     }

@@ -1,0 +1,96 @@
+"""Every head with labels that it takes: what all of them promise is tested on each of them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from tiny import randomize_fusion, tiny_config
+from vtfusion import (
+    VTFusionForImageTextRetrieval,
+    VTFusionForMaskedLM,
+    VTFusionForPreTraining,
+    VTFusionForQuestionAnswering,
+    VTFusionForSequenceClassification,
+    VTFusionForTokenClassification,
+    VTFusionForVisualQuestionAnswering,
+    VTFusionPreTrainedModel,
+)
+
+LENGTH = 7
+
+
+@dataclass(frozen=True)
+class Head:
+    """
+    Args:
+        model (`type`): The class.
+        labels (`Callable`): From a batch size to the arguments that make it compute a loss, for `tiny_inputs`.
+        predictions (`tuple[str, ...]`): The fields of its output that depend on one row alone.
+        own (`set[str]`): The names of its modules beside the base model.
+        config (`dict[str, Any]`): What its configuration needs.
+    """
+
+    model: type[VTFusionPreTrainedModel]
+    labels: Callable[[int], dict[str, Any]]
+    predictions: tuple[str, ...]
+    own: set[str]
+    config: dict[str, Any] = field(default_factory=dict)
+
+
+def token_labels(batch_size: int) -> dict[str, Any]:
+    labels = torch.arange(batch_size * LENGTH).view(batch_size, LENGTH) % 3
+    labels[:, 3] = -100
+    labels[-1, -2:] = -100
+    return {"labels": labels}
+
+
+def word_labels(batch_size: int) -> dict[str, Any]:
+    labels = torch.full((batch_size, LENGTH), -100)
+    labels[:, 1] = torch.arange(batch_size) + 20
+    labels[0, 4] = 50
+    return {"labels": labels}
+
+
+def span_labels(batch_size: int) -> dict[str, Any]:
+    start = torch.arange(batch_size) % 3 + 1
+    return {"start_positions": start, "end_positions": start + 1}
+
+
+CLASSIFIERS = {"classifier", "vision_classifier"}
+HEADS = {
+    "token": Head(VTFusionForTokenClassification, token_labels, ("logits",), CLASSIFIERS),
+    "sequence": Head(
+        VTFusionForSequenceClassification, lambda rows: {"labels": torch.arange(rows) % 3}, ("logits",), CLASSIFIERS
+    ),
+    "vqa": Head(
+        VTFusionForVisualQuestionAnswering,
+        lambda rows: {"labels": (torch.arange(rows * 3).view(rows, 3) % 4) / 3},
+        ("logits",),
+        CLASSIFIERS,
+    ),
+    "qa": Head(
+        VTFusionForQuestionAnswering, span_labels, ("start_logits", "end_logits"), {"qa_outputs", "vision_classifier"}
+    ),
+    "mlm": Head(VTFusionForMaskedLM, word_labels, ("logits",), {"lm_head"}),
+    "retrieval": Head(
+        VTFusionForImageTextRetrieval, lambda rows: {"return_loss": True}, ("matching_logits",), {"matching_head"}
+    ),
+    "pretraining": Head(
+        VTFusionForPreTraining,
+        word_labels,
+        ("prediction_logits", "matching_logits"),
+        {"lm_head", "matching_head"},
+        {"contrastive_loss_weight": 0.5},
+    ),
+}
+
+
+def make_head(
+    name: str, text: str = "bert", vision: str = "precomputed", seed: int = 0, **kwargs: Any
+) -> VTFusionPreTrainedModel:
+    torch.manual_seed(seed)
+    model = HEADS[name].model(tiny_config(text, vision, **{**HEADS[name].config, **kwargs})).eval()
+    randomize_fusion(model)
+    return model

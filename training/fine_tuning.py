@@ -1,0 +1,189 @@
+"""What every task script does once its data and model are ready: training, tests by image condition, files of results."""
+
+import json
+import os
+import resource
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from datasets import Dataset
+from transformers import EarlyStoppingCallback, EvalPrediction, TrainerCallback, set_seed
+from transformers.trainer_utils import get_last_checkpoint
+from transformers.utils import logging
+
+from ..modeling_vtfusion import VTFusionPreTrainedModel
+from ..processing_vtfusion import VTFusionProcessor
+from .arguments import DataArguments, VTFusionTrainingArguments
+from .collator import FusionCollator
+from .images import FeatureCache, ImageStore, RowKeys, apply_condition
+from .lora import merge_lora
+from .trainer import VTFusionTrainer
+from .versions import package_versions
+
+logger = logging.get_logger(__name__)
+
+
+class Evaluator(Protocol):
+    """Judges the predictions of one split. Its call is what `Trainer` takes as `compute_metrics`."""
+
+    metric: str  # the score that sums it up, such as "f1"
+    field: str  # what the prediction is called in a record, such as "predicted_tags"
+
+    def __call__(self, prediction: EvalPrediction) -> dict[str, float | int]:
+        """Scores of raw predictions."""
+
+    def answers(self, predictions: Any) -> Sequence[Any]:
+        """What is predicted for each row of the split."""
+
+    def score(self, answers: Sequence[Any]) -> dict[str, float | int]:
+        """Scores of these."""
+
+    def report(self, scores: Mapping[str, float | int]) -> str:
+        """The scores as a table for people."""
+
+    def records(self, predictions: Any, image_keys: Sequence[RowKeys]) -> list[dict[str, Any]]:
+        """A record for each row, with the prediction in `field`."""
+
+
+def start_run(training_args: VTFusionTrainingArguments) -> None:
+    """Seeds everything, and sets the verbosity of the libraries to what the run wants."""
+    if training_args.should_log:
+        logging.set_verbosity_info() if training_args.log_level == "info" else logging.set_verbosity_warning()
+    set_seed(training_args.seed)
+
+
+def with_image_keys(windows: Dataset, image_keys: Sequence[RowKeys]) -> Dataset:
+    """The same windows with other images for their rows."""
+    feature = windows.features["image_keys"]
+    keys = [image_keys[row] for row in windows["row"]]
+    return windows.remove_columns("image_keys").add_column("image_keys", keys, feature=feature)
+
+
+def by_length(windows: Mapping[str, Dataset]) -> dict[str, Dataset]:
+    """Windows to test on in the order of their length, for less padding; the evaluators know where each belongs."""
+    return {split: rows if split == "train" else rows.sort("length", reverse=True) for split, rows in windows.items()}
+
+
+def fine_tune(
+    model: VTFusionPreTrainedModel,
+    processor: VTFusionProcessor,
+    windows: Mapping[str, Dataset],
+    evaluators: Mapping[str, Evaluator],
+    images: tuple[dict[str, list[RowKeys]], ImageStore, FeatureCache | None],
+    data_args: DataArguments,
+    training_args: VTFusionTrainingArguments,
+    tasks: str,
+    results: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """
+    Trains on the windows of the split `"train"`, if there is one, and tests on the others.
+
+    Writes the model with its processor and code into `output_dir`, `test_report.txt`, `test_predictions.jsonl` (a line
+    for each row, with the predictions under every image condition), and last `results.json`.
+
+    Args:
+        model ([`VTFusionPreTrainedModel`]):
+            A model with the head of the task.
+        processor ([`VTFusionProcessor`]):
+            Its processor.
+        windows (`Mapping[str, Dataset]`):
+            For each split the inputs of the model, with `row`, `length` and `image_keys`.
+        evaluators (`Mapping[str, Evaluator]`):
+            For each split but `"train"`.
+        images (`tuple`):
+            What [`prepare_images`] returned.
+        data_args ([`DataArguments`]):
+            `text_only` and `image_conditions`.
+        training_args ([`VTFusionTrainingArguments`]):
+            All the rest.
+        tasks (`str`):
+            The task's name on the Hub, for the model card.
+        results (`Mapping[str, Any]`, *optional*):
+            What shall stand in `results.json` besides.
+
+    Returns:
+        `dict[str, Any]`: what stands in `results.json`: the scores by split and image condition, seconds, peak memory,
+        seed and versions.
+    """
+    image_keys, store, cache = images
+    results = dict(results or {})
+    is_main = training_args.process_index == 0
+    if "validation" not in windows:
+        training_args.eval_strategy, training_args.load_best_model_at_end = "no", False
+    callbacks: list[TrainerCallback] = []
+    if training_args.early_stopping_patience is not None:
+        callbacks.append(EarlyStoppingCallback(training_args.early_stopping_patience))
+    trainer = VTFusionTrainer(
+        model=model,
+        args=training_args,
+        data_collator=FusionCollator(processor, store, cache),
+        train_dataset=windows.get("train"),
+        eval_dataset=windows.get("validation"),
+        compute_metrics=evaluators.get("validation"),
+        processing_class=processor,
+        callbacks=callbacks,
+    )
+    if "train" in windows:
+        checkpoint = training_args.resume_from_checkpoint
+        if checkpoint in ("True", "true", True):
+            checkpoint = get_last_checkpoint(training_args.output_dir)
+        started = time.perf_counter()
+        trainer.train(resume_from_checkpoint=checkpoint)
+        results["train_seconds"] = round(time.perf_counter() - started, 1)
+        merge_lora(model)
+        trainer.save_model()
+        trainer.save_state()
+
+    # Scored below, by the evaluator of the split.
+    trainer.compute_metrics = None
+    for split, evaluator in evaluators.items():
+        conditions = ["none"] if data_args.text_only else data_args.image_conditions
+        # The validation split chose the checkpoint; only its true images are of interest.
+        conditions = conditions if split == "test" else conditions[:1]
+        records: list[dict[str, Any]] = []
+        for condition in conditions:
+            keys = apply_condition(image_keys[split], condition, training_args.seed)
+            predictions = trainer.predict(
+                with_image_keys(windows[split], keys), metric_key_prefix=condition
+            ).predictions
+            answers = evaluator.answers(predictions)
+            scores = evaluator.score(answers)
+            results.setdefault(split, {})[condition] = scores
+            if condition == conditions[0]:
+                records = evaluator.records(predictions, keys) if is_main and split == "test" else []
+                if is_main:
+                    report = evaluator.report(scores)
+                    print(f"\n{split}, image: {condition}\n{report}")
+                    Path(training_args.output_dir, f"{split}_report.txt").write_text(report + "\n", encoding="utf-8")
+            for record, answer in zip(records, answers if condition != conditions[0] else [], strict=False):
+                record[f"{evaluator.field}_{condition}"] = answer
+        if is_main and split == "test":
+            with open(Path(training_args.output_dir, "test_predictions.jsonl"), "w", encoding="utf-8") as file:
+                file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+            scored = (f"{name} {100 * results[split][name][evaluator.metric]:.2f}" for name in conditions)
+            print(f"\ntest {evaluator.metric} by image:  {'  '.join(scored)}")
+    results["test_texts_with_image"] = sum(keys is not None for keys in image_keys.get("test", []))
+    results["peak_memory_mb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    results["seed"] = training_args.seed
+    results["versions"] = package_versions()
+    if is_main:
+        Path(training_args.output_dir).mkdir(parents=True, exist_ok=True)
+        path = Path(training_args.output_dir, "results.json")
+        path.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        logger.info("results written to %s", path)
+    if training_args.push_to_hub:
+        trainer.push_to_hub(tasks=tasks)
+    return results
+
+
+def read_records(folder: str | os.PathLike, field: str) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """
+    The lines of a run's `test_predictions.jsonl`, and under which name they hold the prediction of each image condition
+    that it was tested with.
+    """
+    conditions = list(json.loads(Path(folder, "results.json").read_text(encoding="utf-8"))["test"])
+    with open(Path(folder, "test_predictions.jsonl"), encoding="utf-8") as file:
+        records = [json.loads(line) for line in file]
+    return records, {name: f"{field}_{name}" if place else field for place, name in enumerate(conditions)}

@@ -1,0 +1,392 @@
+"""Answers in a text: questions to windows, predictions back to answers, scores, and the file of predictions."""
+
+import json
+import os
+import uuid
+from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset, Features, List, Value
+from transformers import EvalPrediction
+
+from ..processing_vtfusion import Span, TextRow, VTFusionBatch, VTFusionProcessor
+from .fine_tuning import read_records
+from .images import RowKeys
+from .squad_f1 import SquadF1, score_answer
+
+
+def encode_question_windows(
+    dataset: Dataset, processor: VTFusionProcessor, image_keys: Sequence[RowKeys], num_proc: int | None = None
+) -> Dataset:
+    """
+    Tokenizes questions with their contexts into windows that fit the text encoder. The question stands first and whole
+    in every window, a part of the context behind it: a causal text encoder has to know what is asked before it reads.
+
+    Args:
+        dataset (`datasets.Dataset`): with `question`, `context`, and `answers`, `{"text": […], "answer_start": […]}`
+            with empty lists where there is no answer.
+        processor ([`VTFusionProcessor`]): its `window_length` and `window_stride` decide the windows.
+        image_keys (`Sequence[list[str] | None]`): for each row the keys of its images in an [`ImageStore`].
+        num_proc (`int`, *optional*): processes to use.
+
+    Returns:
+        `datasets.Dataset`: a row per window with `input_ids`, `attention_mask`, `token_type_ids` (where the tokenizer
+        gives them), `start_positions` and `end_positions` (see [`answer_positions`]), `token_spans` (the characters of
+        the context that each token stands for, see [`VTFusionBatch`]), `row` (the row it is a part of), `length` and
+        `image_keys`.
+
+    Raises:
+        ValueError: naming the row and the field, for a question that is empty or fills a window, or an answer that does
+            not stand in the context where it should.
+    """
+    tokenizer = processor.tokenizer
+    limit = processor.window_length or tokenizer.model_max_length
+    room = limit - tokenizer.num_special_tokens_to_add(pair=True)
+    inputs = {"input_ids": List(Value("int32")), "attention_mask": List(Value("int8"))}
+    if "token_type_ids" in tokenizer.model_input_names:
+        inputs["token_type_ids"] = List(Value("int8"))
+    # Said and not guessed: a first thousand rows without an image would make `image_keys` a column of nulls.
+    features = Features(
+        {
+            **inputs,
+            "start_positions": Value("int32"),
+            "end_positions": Value("int32"),
+            "token_spans": List(List(Value("int32"))),
+            "row": Value("int64"),
+            "length": Value("int32"),
+            "image_keys": List(Value("string")),
+        }
+    )
+
+    def encode(batch: dict[str, list], indices: list[int]) -> dict[str, list]:
+        answers = []
+        for row, question, context, given in zip(
+            indices, batch["question"], batch["context"], batch["answers"], strict=True
+        ):
+            for name, text in (("question", question), ("context", context)):
+                if not isinstance(text, str):
+                    raise ValueError(f"row {row}, field `{name}`: expected a string, got {text!r}")
+            answers.append(read_answers(given, context, row))
+        questions = tokenizer(batch["question"], add_special_tokens=False, verbose=False)["input_ids"]
+        for row, tokens in zip(indices, questions, strict=True):
+            # Token 0 stands for "no answer" and must be no part of one. Many language models put nothing like [CLS]
+            # before a text; it is then the question's first token, and so the question must have one.
+            if not tokens:
+                raise ValueError(f"row {row}, field `question`: it is empty, or nothing that the tokenizer knows")
+            if len(tokens) >= room:
+                raise ValueError(
+                    f"row {row}, field `question`: its {len(tokens)} tokens leave no room for the context in a window of "
+                    f"{limit}; raise `max_length`"
+                )
+        windows = processor.encode_text(
+            batch["context"], text_pair=batch["question"], pair_first=True, return_token_spans=True
+        )
+        of_row: list[list[np.ndarray]] = [[] for _ in indices]
+        for row, spans in zip(windows["row"], windows["token_spans"], strict=True):
+            of_row[row].append(spans)
+        positions = [place for parts in map(answer_positions, of_row, answers) for place in parts]
+        rows = [indices[row] for row in windows["row"]]
+        return {
+            **{name: windows[name] for name in inputs},
+            "start_positions": [start for start, _ in positions],
+            "end_positions": [end for _, end in positions],
+            "token_spans": windows["token_spans"],
+            "row": rows,
+            "length": [len(ids) for ids in windows["input_ids"]],
+            "image_keys": [image_keys[row] for row in rows],
+        }
+
+    return dataset.map(
+        encode,
+        batched=True,
+        with_indices=True,
+        remove_columns=dataset.column_names,
+        features=features,
+        num_proc=num_proc,
+        # A cached result would outlive a change of the processor's code.
+        load_from_cache_file=False,
+        desc="Tokenizing",
+    )
+
+
+def read_answers(answers: Mapping[str, Sequence[Any]] | None, context: str, row: int) -> list[Span]:
+    """
+    Where the answers to a question stand in its context.
+
+    Args:
+        answers (`Mapping`): `{"text": […], "answer_start": […]}`, in characters.
+        context (`str`): The context.
+        row (`int`): Its place in the data set, for error messages.
+
+    Returns:
+        `list[tuple[int, int]]`: start and end (exclusive) of each answer, without spaces around it.
+
+    Raises:
+        ValueError: if an answer is blank or not there.
+    """
+    where = f"row {row}, field `answers`: "
+    if answers is None or len(answers["text"]) != len(answers["answer_start"]):
+        raise ValueError(f'{where}expected {{"text": […], "answer_start": […]}}, lists of one length, got {answers!r}')
+    spans = []
+    for text, start in zip(answers["text"], answers["answer_start"], strict=True):
+        if not text.strip():
+            raise ValueError(f"{where}{text!r} is blank; where there is no answer both lists are empty")
+        found = context[max(start, 0) : max(start, 0) + len(text)]
+        if start < 0 or found != text:
+            raise ValueError(f"{where}{text!r} should stand at character {start} of the context, where {found!r} is")
+        start += len(text) - len(text.lstrip())
+        spans.append((start, start + len(text.strip())))
+    return spans
+
+
+def answer_positions(windows: Sequence[np.ndarray], answers: Sequence[Span]) -> list[Span]:
+    """
+    The tokens of the answer in each window of a context.
+
+    Args:
+        windows (`Sequence[np.ndarray]`): the `token_spans` of its windows, of shape `(num_tokens, 2)`.
+        answers (`Sequence[tuple[int, int]]`): start and end (exclusive) of each answer in the context, in characters.
+
+    Returns:
+        `list[tuple[int, int]]`: for each window the first and the last token of the first answer of which it holds all;
+        (0, 0) where it holds none.
+    """
+    shown = np.concatenate(windows)
+    positions = [(0, 0)] * len(windows)
+    for start, end in reversed(answers):  # the first one has the last word
+        touching = shown[(shown[:, 1] > start) & (shown[:, 0] < end)]
+        for window, spans in enumerate(windows):
+            inside = np.flatnonzero((spans[:, 1] > start) & (spans[:, 0] < end))
+            # Compared with its tokens, not with its characters: a tokenizer may drop some of these.
+            if len(inside) and (
+                spans[inside, 0].min() == touching[:, 0].min() and spans[inside, 1].max() == touching[:, 1].max()
+            ):
+                positions[window] = (int(inside[0]), int(inside[-1]))
+    return positions
+
+
+class QuestionEvaluator:
+    """
+    Scores windows by the questions they were made from; an [`Evaluator`].
+
+    Args:
+        dataset (`datasets.Dataset`): with `id`, `question`, `context` and `answers`.
+        windows (`datasets.Dataset`): made from it by [`encode_question_windows`], in the order in which they are
+            predicted.
+        processor ([`VTFusionProcessor`]): puts windows back together.
+        n_best (`int`, *optional*, defaults to 20): the most answers in a record.
+        max_answer_length (`int`, *optional*, defaults to 30): the most tokens of an answer.
+        allow_no_answer (`bool`, *optional*, defaults to `False`): whether there may be no answer.
+        null_threshold (`float`, *optional*, defaults to 0.0): by how much "no answer" must be better than the best
+            answer, see [`~VTFusionProcessor.post_process_question_answering`].
+    """
+
+    metric = "f1"
+    field = "predicted_answer"
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        windows: Dataset,
+        processor: VTFusionProcessor,
+        n_best: int = 20,
+        max_answer_length: int = 30,
+        allow_no_answer: bool = False,
+        null_threshold: float = 0.0,
+    ):
+        self.processor, self.n_best = processor, n_best
+        self.max_answer_length, self.allow_no_answer = max_answer_length, allow_no_answer
+        self.null_threshold = null_threshold
+        self.ids: list[Any] = list(dataset["id"])
+        self.questions: list[str] = list(dataset["question"])
+        self.references: list[list[str]] = [answers["text"] for answers in dataset["answers"]]
+        # nothing is said about words here
+        self.rows = [TextRow(context, [], []) for context in dataset["context"]]
+        self.row_of_window: list[int] = list(windows["row"])
+        self.token_spans = [np.asarray(spans) for spans in windows["token_spans"]]
+
+    def gather(
+        self, predictions: tuple[np.ndarray, np.ndarray, np.ndarray], image_keys: Sequence[RowKeys] | None = None
+    ) -> tuple[SimpleNamespace, VTFusionBatch]:
+        """Outputs and batch of the whole split, for the processor's `post_process_…` methods."""
+        start_logits, end_logits, gates = (torch.from_numpy(np.asarray(array)) for array in predictions)
+        token_spans = np.full((*start_logits.shape, 2), -1)
+        for window, spans in enumerate(self.token_spans):
+            token_spans[window, : len(spans)] = spans
+        data = {}
+        if image_keys is not None:
+            data["image_mask"] = torch.tensor([[int(bool(image_keys[row]))] for row in self.row_of_window])
+        batch = VTFusionBatch(data, rows=self.rows, row_of_window=self.row_of_window, token_spans=token_spans)
+        return SimpleNamespace(start_logits=start_logits, end_logits=end_logits, fusion_gate=gates), batch
+
+    def rank(
+        self,
+        predictions: tuple[np.ndarray, np.ndarray, np.ndarray],
+        image_keys: Sequence[RowKeys] | None = None,
+        n_best: int | None = None,
+    ) -> list[list[dict[str, Any]]]:
+        """The best answers to each question, see [`~VTFusionProcessor.post_process_question_answering`]."""
+        return self.processor.post_process_question_answering(
+            *self.gather(predictions, image_keys),
+            n_best=n_best or self.n_best,
+            max_answer_length=self.max_answer_length,
+            allow_no_answer=self.allow_no_answer,
+            null_threshold=self.null_threshold,
+        )
+
+    def answers(self, predictions: tuple[np.ndarray, np.ndarray, np.ndarray]) -> list[str]:
+        """The best answer to each question, `""` for none."""
+        return [ranked[0]["answer"] if ranked else "" for ranked in self.rank(predictions, n_best=1)]
+
+    def score(self, answers: Sequence[str]) -> dict[str, float | int]:
+        """Exact match and F1 of these answers, see [`compute_answer_metrics`]."""
+        return compute_answer_metrics(answers, self.references)
+
+    def __call__(self, prediction: EvalPrediction) -> dict[str, float | int]:
+        return self.score(self.answers(prediction.predictions))
+
+    def report(self, scores: Mapping[str, float | int]) -> str:
+        """The scores as a table: all questions and, where some have no answer, both kinds."""
+        return answer_report(scores)
+
+    def records(
+        self, predictions: tuple[np.ndarray, np.ndarray, np.ndarray], image_keys: Sequence[RowKeys]
+    ) -> list[dict[str, Any]]:
+        """
+        For each question its true answers, the predicted one, and the best ones with score, characters and gate.
+
+        Args:
+            predictions (`tuple[np.ndarray, np.ndarray, np.ndarray]`): start logits, end logits and gates of the windows.
+            image_keys (`Sequence[list[str] | None]`): the images of each row, of which the number is told.
+        """
+        return [
+            {
+                "row": index,
+                "id": self.ids[index],
+                "question": self.questions[index],
+                "num_images": len(image_keys[index] or []),
+                "answers": self.references[index],
+                self.field: ranked[0]["answer"] if ranked else "",
+                "n_best": ranked,
+            }
+            for index, ranked in enumerate(self.rank(predictions, image_keys))
+        ]
+
+    def write(
+        self,
+        path: str | os.PathLike,
+        predictions: tuple[np.ndarray, np.ndarray, np.ndarray],
+        image_keys: Sequence[RowKeys],
+        **other_answers: Sequence[str],
+    ) -> None:
+        """
+        Writes a JSON line for each question, see [`~QuestionEvaluator.records`].
+
+        Args:
+            path (`str` or `os.PathLike`): the file.
+            predictions (`tuple[np.ndarray, np.ndarray, np.ndarray]`): start logits, end logits and gates of the windows.
+            image_keys (`Sequence[list[str] | None]`): the images of each row.
+            other_answers (`Sequence[str]`, *optional*): further columns, such as the answers without an image.
+        """
+        with open(path, "w", encoding="utf-8") as file:
+            for index, record in enumerate(self.records(predictions, image_keys)):
+                record |= {name: answers[index] for name, answers in other_answers.items()}
+                file.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+
+def compute_answer_metrics(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float | int]:
+    """
+    Exact match and F1 by the definitions of SQuAD 2.0. Needs no network.
+
+    Args:
+        predictions (`Sequence[str]`): The predicted answer of each question, `""` for none.
+        references (`Sequence[Sequence[str]]`): The true answers of each question, none where there is no answer.
+
+    Returns:
+        `dict[str, float | int]`: `exact_match`, `f1`, `total`, and the same with `HasAns_` and `NoAns_` before it where
+        some questions have no answer; see [`~training.squad_f1.SquadF1`].
+
+    Raises:
+        `ValueError`: The two differ in length, or there is nothing to score.
+
+    Example:
+
+    ```python
+    >>> from vtfusion.training.question_answering import compute_answer_metrics
+
+    >>> compute_answer_metrics(["The red fox", ""], [["a red fox", "fox"], []])["exact_match"]
+    1.0
+    ```
+    """
+    if len(predictions) != len(references):
+        raise ValueError(f"There are {len(predictions)} rows of predictions and {len(references)} of references.")
+    # In memory under an id of its own: any number of processes can score at once without waiting for each other.
+    metric = SquadF1(keep_in_memory=True, experiment_id=uuid.uuid4().hex)
+    return metric.compute(predictions=list(predictions), references=[list(answers) for answers in references])
+
+
+def answer_report(scores: Mapping[str, float | int], digits: int = 2) -> str:
+    """
+    The table of scores, in percent.
+
+    Args:
+        scores (`Mapping[str, float | int]`): What [`compute_answer_metrics`] returned.
+        digits (`int`, defaults to 2): Digits after the decimal point.
+
+    Returns:
+        `str`: Aligned text: a row for all questions and, where some have no answer, for those with and without one.
+
+    Example:
+
+    ```python
+    >>> from vtfusion.training.question_answering import answer_report, compute_answer_metrics
+
+    >>> print(answer_report(compute_answer_metrics(["red fox", "fox"], [["fox"], []])))
+    questions       exact match      F1   total
+    -------------------------------------------
+    all                    0.00   33.33       2
+    with answer            0.00   66.67       1
+    without answer         0.00    0.00       1
+    ```
+    """
+    header = f"{'questions':<14}  {'exact match':>11}  {'F1':>6}  {'total':>6}"
+    lines = [header, "-" * len(header)]
+    for name, start in (("all", ""), ("with answer", "HasAns_"), ("without answer", "NoAns_")):
+        if f"{start}total" in scores:
+            exact, f1 = (f"{100 * scores[start + key]:.{digits}f}" for key in ("exact_match", "f1"))
+            lines.append(f"{name:<14}  {exact:>11}  {f1:>6}  {scores[f'{start}total']:>6}")
+    return "\n".join(lines)
+
+
+def read_answer_counts(folder: str | os.PathLike) -> dict[str, np.ndarray]:
+    """
+    Reads the `results.json` and `test_predictions.jsonl` of a run as sums that can be resampled.
+
+    Args:
+        folder (`str` or `os.PathLike`): the run's `output_dir`.
+
+    Returns:
+        `dict[str, np.ndarray]`: for each image condition of the test an array of shape `(questions, 3)`: 1, exact match
+        and F1 of each question.
+    """
+    records, fields = read_records(folder, QuestionEvaluator.field)
+    return {
+        condition: np.array([(1.0, *score_answer(record[field], record["answers"])) for record in records])
+        for condition, field in fields.items()
+    }
+
+
+def answer_scores(totals: np.ndarray) -> dict[str, np.ndarray]:
+    """
+    Exact match and F1 from sums of [`read_answer_counts`].
+
+    Args:
+        totals (`np.ndarray` of shape `(n, 3)`): The sums.
+
+    Returns:
+        `dict[str, np.ndarray]`: `"F1"` and `"exact match"`, of shape `(n,)`.
+    """
+    return {"F1": totals[:, 2] / totals[:, 0], "exact match": totals[:, 1] / totals[:, 0]}
