@@ -839,7 +839,8 @@ def check_label_range(labels: torch.Tensor, num_labels: int, name: str = "labels
 def check_score_range(labels: torch.Tensor) -> None:
     """Labels from 0 to 1 for each class, or -100: beyond them a binary cross-entropy falls without end."""
     if labels.device.type == "cpu" and not torch.compiler.is_compiling():
-        _raise_outside(labels, ((labels < 0) & (labels != -100)) | (labels > 1), 1, "labels")
+        # put so that NaN is outside too
+        _raise_outside(labels, ~((labels >= 0) & (labels <= 1)) & (labels != -100), 1, "labels")
 
 
 def check_token_labels(labels: torch.Tensor, shape: tuple[int, int], num_labels: int) -> None:
@@ -854,7 +855,7 @@ def _raise_outside(labels: torch.Tensor, outside: torch.Tensor, highest: int, na
         row, *position = outside.nonzero()[0].tolist()
         at = f" at position {position[0]}" if position else ""
         raise ValueError(
-            f"Row {row}, field `{name}`: {labels[row, *position].item():g}{at} is outside its range (0 to {highest}, "
+            f"Row {row}, field `{name}`: {labels[row, *position].item()}{at} is outside its range (0 to {highest}, "
             "or -100 for none)."
         )
 

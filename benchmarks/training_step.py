@@ -18,7 +18,7 @@ from typing import Any
 
 from transformers import HfArgumentParser, TrainingArguments
 
-from vtfusion.training.arguments import DataArguments, ModelArguments
+from vtfusion.training.arguments import TokenDataArguments, ModelArguments
 
 
 @dataclass
@@ -29,7 +29,7 @@ class StepArguments:
     seed: int = field(default=0, metadata={"help": "Of the batches and of new weights."})
 
 
-def main(model_args: ModelArguments, data_args: DataArguments, args: StepArguments) -> None:
+def main(model_args: ModelArguments, data_args: TokenDataArguments, args: StepArguments) -> None:
     import random
 
     import torch
@@ -107,4 +107,4 @@ def main(model_args: ModelArguments, data_args: DataArguments, args: StepArgumen
 
 
 if __name__ == "__main__":
-    main(*HfArgumentParser((ModelArguments, DataArguments, StepArguments)).parse_args_into_dataclasses())
+    main(*HfArgumentParser((ModelArguments, TokenDataArguments, StepArguments)).parse_args_into_dataclasses())

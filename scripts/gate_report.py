@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import HfArgumentParser
 
-from vtfusion.training.arguments import DataArguments, VTFusionTrainingArguments
+from vtfusion.training.arguments import TokenDataArguments, VTFusionTrainingArguments
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -32,7 +32,7 @@ class GateArguments:
     num_examples: int = field(default=12, metadata={"help": "Texts drawn on the page."})
 
 
-def main(args: GateArguments, data_args: DataArguments, training_args: VTFusionTrainingArguments) -> Any:
+def main(args: GateArguments, data_args: TokenDataArguments, training_args: VTFusionTrainingArguments) -> Any:
     from vtfusion import VTFusionForTokenClassification, VTFusionProcessor
     from vtfusion.app.gate_page import gate_page
     from vtfusion.training.collator import FusionCollator
@@ -112,4 +112,6 @@ def draw_example(
 
 
 if __name__ == "__main__":
-    main(*HfArgumentParser((GateArguments, DataArguments, VTFusionTrainingArguments)).parse_args_into_dataclasses())
+    main(
+        *HfArgumentParser((GateArguments, TokenDataArguments, VTFusionTrainingArguments)).parse_args_into_dataclasses()
+    )

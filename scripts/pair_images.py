@@ -33,7 +33,7 @@ from typing import Any
 
 from transformers import HfArgumentParser
 
-from vtfusion.training.arguments import SourceArguments
+from vtfusion.training.arguments import TokenSourceArguments
 
 # What a strategy needs, and what else it takes. All other flags of this list are refused: one that did nothing would
 # pass for one that did.
@@ -133,7 +133,7 @@ def check_flags(args: PairingArguments) -> None:
             raise ValueError(f"--{name} must be at least {least}, got {value}.")
 
 
-def main(source_args: SourceArguments, args: PairingArguments) -> None:
+def main(source_args: TokenSourceArguments, args: PairingArguments) -> None:
     check_flags(args)
 
     import dataclasses
@@ -213,4 +213,4 @@ def main(source_args: SourceArguments, args: PairingArguments) -> None:
 
 
 if __name__ == "__main__":
-    main(*HfArgumentParser((SourceArguments, PairingArguments)).parse_args_into_dataclasses())
+    main(*HfArgumentParser((TokenSourceArguments, PairingArguments)).parse_args_into_dataclasses())

@@ -39,7 +39,7 @@ def main(args: QuickstartArguments) -> dict[str, Any]:
     import run_ner
 
     from vtfusion import VTFusionForTokenClassification, VTFusionProcessor
-    from vtfusion.training.arguments import DataArguments, ModelArguments, VTFusionTrainingArguments
+    from vtfusion.training.arguments import ModelArguments, TokenDataArguments, VTFusionTrainingArguments
     from vtfusion.training.sample_data import build_sample_dataset, build_tiny_encoders, text_only_ceiling
 
     started = time.perf_counter()
@@ -59,7 +59,7 @@ def main(args: QuickstartArguments) -> dict[str, Any]:
             fusion_hidden_size=128,
             vision_loss_weight=1.0,  # encoders without any pretraining: the images need a loss of their own
         ),
-        DataArguments(dataset_name=str(output / "data"), image_conditions=["true", "shuffled", "blank", "none"]),
+        TokenDataArguments(dataset_name=str(output / "data"), image_conditions=["true", "shuffled", "blank", "none"]),
         VTFusionTrainingArguments(
             output_dir=str(output / "training"),
             learning_rate=1e-3,

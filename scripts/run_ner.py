@@ -29,14 +29,14 @@ from transformers import HfArgumentParser
 
 from vtfusion.training.arguments import (
     AblationArguments,
-    DataArguments,
     ModelArguments,
+    TokenDataArguments,
     VTFusionTrainingArguments,
 )
 
 
 def run(
-    model_args: ModelArguments, data_args: DataArguments, training_args: VTFusionTrainingArguments
+    model_args: ModelArguments, data_args: TokenDataArguments, training_args: VTFusionTrainingArguments
 ) -> dict[str, Any]:
     """One training with its tests."""
     from vtfusion import VTFusionForTokenClassification
@@ -67,7 +67,7 @@ def run(
 
 def ablate(
     model_args: ModelArguments,
-    data_args: DataArguments,
+    data_args: TokenDataArguments,
     seeds: list[int],
     training_args: VTFusionTrainingArguments,
 ) -> Any:
@@ -102,7 +102,7 @@ def ablate(
 
 def main(
     model_args: ModelArguments,
-    data_args: DataArguments,
+    data_args: TokenDataArguments,
     ablation_args: AblationArguments,
     training_args: VTFusionTrainingArguments,
 ) -> Any:
@@ -112,5 +112,5 @@ def main(
 
 
 if __name__ == "__main__":
-    parser = HfArgumentParser((ModelArguments, DataArguments, AblationArguments, VTFusionTrainingArguments))
+    parser = HfArgumentParser((ModelArguments, TokenDataArguments, AblationArguments, VTFusionTrainingArguments))
     main(*parser.parse_args_into_dataclasses())

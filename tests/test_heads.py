@@ -357,6 +357,7 @@ def test_trainer_finds_the_labels(head):
         ({}, torch.tensor([-1, 0]), r"Row 0, field `labels`: -1 is outside its range"),
         ({}, torch.tensor([[0.0, 1.0, 0.0], [0.0, 1.0, 2.0]]), r"Row 1, field `labels`: 2.0 at position 2 is outside"),
         ({}, torch.tensor([[0.0, -0.5, 0.0], [0.0, 1.0, 1.0]]), r"Row 0, field `labels`: -0.5 at position 1"),
+        ({}, torch.tensor([[0.0, 0.5, float("nan")], [0.0, 1.0, 1.0]]), r"Row 0, field `labels`: nan at position 2"),
     ],
 )
 @pytest.mark.parametrize("head", ["sequence", "vqa"])

@@ -13,7 +13,7 @@ from datasets import load_from_disk
 from transformers import HfArgumentParser
 
 from test_retrieval import text_model
-from vtfusion.training.arguments import SourceArguments
+from vtfusion.training.arguments import TokenSourceArguments
 from vtfusion.training.data import load_token_classification_dataset
 
 SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "pair_images.py"
@@ -51,7 +51,7 @@ def command(folder, *extra):
 
 
 def run(script, folder, *extra):
-    parser = HfArgumentParser((SourceArguments, script.PairingArguments))
+    parser = HfArgumentParser((TokenSourceArguments, script.PairingArguments))
     script.main(*parser.parse_args_into_dataclasses(command(folder, *extra)))
     return load_from_disk(str(folder / "out")), json.loads((folder / "out" / "pairing_report.json").read_text())
 

@@ -69,6 +69,13 @@ class ModelArguments:
     contrastive_loss_weight: float | None = field(
         default=None, metadata={"help": "Weight of the contrastive loss between text and image; a new model has 0."}
     )
+    pooling: str | None = field(
+        default=None,
+        metadata={
+            "help": "One vector of a text's tokens, for heads that judge a whole text; a new model has mean.",
+            "choices": ["mean", "first", "last"],
+        },
+    )
     class_weights: list[float] | None = field(
         default=None, metadata={"help": "Weight of each label in the loss, in the order of the labels."}
     )
@@ -101,14 +108,22 @@ class SourceArguments:
     )
     validation_file: str | None = field(default=None, metadata={"help": "As `train_file`."})
     test_file: str | None = field(default=None, metadata={"help": "As `train_file`."})
-    tokens_column: str | None = field(default=None, metadata={"help": "Column of the words."})
-    tags_column: str | None = field(default=None, metadata={"help": "Column of the tags."})
     image_column: str | None = field(default=None, metadata={"help": "Column of the image or images."})
     image_folder: str | None = field(default=None, metadata={"help": "Folder that relative image paths start from."})
 
     def source(self) -> dict[str, Any]:
-        """The arguments of a loader."""
-        return {field.name: getattr(self, field.name) for field in fields(SourceArguments)}
+        """The arguments of the task's loader: where the data is, and the names of its columns."""
+        shared = {field.name for field in fields(SourceArguments)}
+        names = [field.name for field in fields(self)]
+        return {name: getattr(self, name) for name in names if name in shared or name.endswith("_column")}
+
+
+@dataclass
+class TokenSourceArguments(SourceArguments):
+    """Texts as words, with tags."""
+
+    tokens_column: str | None = field(default=None, metadata={"help": "Column of the words."})
+    tags_column: str | None = field(default=None, metadata={"help": "Column of the tags."})
 
 
 @dataclass
@@ -139,11 +154,40 @@ class DataArguments(SourceArguments):
     feature_dtype: str = field(
         default="float32", metadata={"help": "Number format of cached features.", "choices": ["float32", "float16"]}
     )
+    num_proc: int | None = field(default=None, metadata={"help": "Processes that tokenize."})
+
+
+@dataclass
+class TokenDataArguments(DataArguments, TokenSourceArguments):
+    """Data for entity recognition."""
+
     decoding: str = field(
         default="argmax",
         metadata={"help": "Best tag of each word, or the best valid IOB2 sequence.", "choices": ["argmax", "viterbi"]},
     )
-    num_proc: int | None = field(default=None, metadata={"help": "Processes that tokenize."})
+
+
+@dataclass
+class ClassificationDataArguments(DataArguments):
+    """Data for the classification of texts."""
+
+    text_column: str | None = field(default=None, metadata={"help": "Column of the text."})
+    text_pair_column: str | None = field(default=None, metadata={"help": "Column of a second text, if there is one."})
+    label_column: str | None = field(default=None, metadata={"help": "Column of the label, labels or number."})
+    problem_type: str | None = field(
+        default=None,
+        metadata={
+            "help": "By default the labels tell.",
+            "choices": ["single_label_classification", "multi_label_classification", "regression"],
+        },
+    )
+    image_only: bool = field(
+        default=False, metadata={"help": "Ignore all texts: what the images alone tell, with the same settings."}
+    )
+
+    def __post_init__(self) -> None:
+        if self.image_only and self.text_only:
+            raise ValueError("`image_only` and `text_only` leave nothing to learn from: give one of them.")
 
 
 @dataclass

@@ -9,6 +9,8 @@ from ..processing_vtfusion import VTFusionProcessor
 from .images import FeatureCache, ImageStore
 
 _PADDED = {"attention_mask": 0, "token_type_ids": 0, "labels": -100}
+# one for each window, under the name that the model knows it by
+_WHOLE = {"label": "labels", "start_positions": "start_positions", "end_positions": "end_positions"}
 
 
 @dataclass
@@ -39,6 +41,9 @@ class FusionCollator:
             for name, value in fill.items()
             if name in windows[0]
         }
+        for name, argument in _WHOLE.items():
+            if name in windows[0]:
+                batch[argument] = torch.tensor([window[name] for window in windows])
         rows = [window["image_keys"] for window in windows]
         if self.cache is not None:
             return {**batch, **self.cache.gather(rows)}

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from datasets import Dataset
+from datasets import Dataset, DatasetDict
 from transformers import EarlyStoppingCallback, EvalPrediction, TrainerCallback, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
@@ -52,6 +52,15 @@ def start_run(training_args: VTFusionTrainingArguments) -> None:
     if training_args.should_log:
         logging.set_verbosity_info() if training_args.log_level == "info" else logging.set_verbosity_warning()
     set_seed(training_args.seed)
+
+
+def limit_rows(dataset: DatasetDict, data_args: DataArguments) -> DatasetDict:
+    """The first `max_train_samples` and `max_eval_samples` rows of the splits."""
+    limited = DatasetDict()
+    for split, rows in dataset.items():
+        limit = data_args.max_train_samples if split == "train" else data_args.max_eval_samples
+        limited[split] = rows if limit is None else rows.select(range(min(limit, len(rows))))
+    return limited
 
 
 def with_image_keys(windows: Dataset, image_keys: Sequence[RowKeys]) -> Dataset:

@@ -20,6 +20,7 @@ _SETTINGS = (
     "text_loss_weight",
     "vision_loss_weight",
     "contrastive_loss_weight",
+    "pooling",
     "class_weights",
     "label_smoothing",
 )

@@ -228,7 +228,7 @@ def load_question_answering_dataset(
 
     >>> dataset = load_question_answering_dataset(train_file="train.jsonl", context_column="tokens")  # doctest: +SKIP
     >>> dataset["train"][0]["answers"]  # doctest: +SKIP
-    {'text': ['25/12/2018'], 'answer_start': [158]}
+    {'text': ['25/12/2018'], 'answer_start': [156]}
     ```
     """
     sources = load_sources(

@@ -11,21 +11,21 @@ from datasets import Dataset, DatasetDict
 from transformers import AutoConfig, EvalPrediction
 
 from ..processing_vtfusion import TextRow, VTFusionBatch, VTFusionProcessor, read_text
-from .arguments import DataArguments
+from .arguments import TokenDataArguments
 from .data import load_token_classification_dataset
-from .fine_tuning import read_records
+from .fine_tuning import limit_rows, read_records
 from .images import RowKeys
 from .metrics import compute_entity_metrics, entity_counts, entity_report
 
 
 def load_splits(
-    data_args: DataArguments, model_name_or_path: str | None = None, model_revision: str = "main"
+    data_args: TokenDataArguments, model_name_or_path: str | None = None, model_revision: str = "main"
 ) -> DatasetDict:
     """
     All splits that the arguments name, cut to `max_train_samples` and `max_eval_samples`.
 
     Args:
-        data_args ([`DataArguments`]): where the data is.
+        data_args ([`TokenDataArguments`]): where the data is.
         model_name_or_path (`str`, *optional*): a trained model. Where there are only files to test on, its labels say
             what their tags are.
         model_revision (`str`, *optional*, defaults to `"main"`): its branch, tag or commit.
@@ -38,11 +38,7 @@ def load_splits(
         trained = AutoConfig.from_pretrained(model_name_or_path, revision=model_revision)
         label_names = [trained.id2label[index] for index in range(trained.num_labels)]
     dataset = load_token_classification_dataset(**data_args.source(), label_names=label_names)
-    for split in dataset:
-        limit = data_args.max_train_samples if split == "train" else data_args.max_eval_samples
-        if limit is not None:
-            dataset[split] = dataset[split].select(range(min(limit, len(dataset[split]))))
-    return dataset
+    return limit_rows(dataset, data_args)
 
 
 def encode_windows(

@@ -1,0 +1,125 @@
+#!/usr/bin/env python
+"""
+Fine-tunes VTFusion to classify texts with or without images (sentiment, intent, any label; several labels; a number),
+and tests it with the true images and with none.
+
+On your own files (JSONL, CSV, parquet, or a folder with metadata.jsonl; columns `text`, `label` and `image`, or say
+which with `--text_column`, `--label_column`, `--image_column`):
+
+python scripts/run_classification.py \
+    --text_model google-bert/bert-base-cased --vision_model microsoft/resnet-50 \
+    --train_file train.jsonl --validation_file valid.jsonl --test_file test.jsonl \
+    --learning_rate 5e-5 --fusion_learning_rate 5e-4 --num_train_epochs 5 \
+    --output_dir outputs/classification
+
+Did the image help? `--image_ablation --seeds 0 1 2` trains the model and its text-only twin for every seed, tests with
+the true, shuffled, blank and no image, and prints one table and a verdict. What text or image tells alone: the same
+command with `--text_only` or `--image_only`. Classes of unequal size: `--class_weights`, in the order of the labels.
+
+`--metric_for_best_model` is `macro_f1`, or `accuracy`; for numbers `r2`. Writes to `output_dir`: the model with its
+processor and code, `results.json`, `test_report.txt` and `test_predictions.jsonl`; an ablation writes these into
+`seed-N/fused` and `seed-N/text_only`, and `image_ablation.{md,json,png}`.
+"""
+
+from typing import Any
+
+from transformers import HfArgumentParser
+
+from vtfusion.training.arguments import (
+    AblationArguments,
+    ClassificationDataArguments,
+    ModelArguments,
+    VTFusionTrainingArguments,
+)
+
+
+def run(
+    model_args: ModelArguments, data_args: ClassificationDataArguments, training_args: VTFusionTrainingArguments
+) -> dict[str, Any]:
+    """One training with its tests."""
+    from vtfusion import VTFusionForSequenceClassification
+    from vtfusion.training.classification import TextEvaluator, encode_labelled_texts, load_labelled_texts
+    from vtfusion.training.fine_tuning import by_length, fine_tune, start_run
+    from vtfusion.training.images import prepare_images
+    from vtfusion.training.loading import load_model
+
+    start_run(training_args)
+    with training_args.main_process_first(desc="loading the data"):
+        dataset, problem_type, label_names = load_labelled_texts(
+            data_args, model_args.model_name_or_path, model_args.model_revision
+        )
+    if problem_type == "regression":
+        training_args.metric_for_best_model = "r2"
+    model, processor = load_model(
+        VTFusionForSequenceClassification,
+        model_args,
+        label_names,
+        problem_type=problem_type,
+        **({} if label_names else {"num_labels": 1}),
+    )
+    images = prepare_images(dataset, model, processor, data_args, training_args)
+    windows = by_length(
+        {
+            split: encode_labelled_texts(
+                rows, processor, images[0][split], data_args.num_proc, image_only=data_args.image_only
+            )
+            for split, rows in dataset.items()
+        }
+    )
+    evaluators = {
+        split: TextEvaluator(rows, windows[split], problem_type, label_names, training_args.metric_for_best_model)
+        for split, rows in dataset.items()
+        if split != "train"
+    }
+    return fine_tune(model, processor, windows, evaluators, images, data_args, training_args, "text-classification")
+
+
+def ablate(
+    model_args: ModelArguments,
+    data_args: ClassificationDataArguments,
+    seeds: list[int],
+    training_args: VTFusionTrainingArguments,
+) -> Any:
+    """The study of `--image_ablation`."""
+    from functools import partial
+
+    from vtfusion.app.plotting import save_ablation
+    from vtfusion.training.ablation import ablate_images
+    from vtfusion.training.classification import class_scores, load_labelled_texts, read_class_counts
+
+    dataset, problem_type, label_names = load_labelled_texts(data_args)
+    if "test" not in dataset or "train" not in dataset:
+        raise ValueError("`image_ablation` needs a split to train on and one to test on.")
+    kind = {"problem_type": problem_type, "label_names": label_names}
+    report = ablate_images(
+        run,
+        partial(read_class_counts, **kind),
+        partial(class_scores, **kind),
+        "r2" if problem_type == "regression" else training_args.metric_for_best_model,
+        model_args,
+        data_args,
+        seeds,
+        training_args,
+    )
+    if report is not None:
+        save_ablation(report, training_args.output_dir)
+    return report
+
+
+def main(
+    model_args: ModelArguments,
+    data_args: ClassificationDataArguments,
+    ablation_args: AblationArguments,
+    training_args: VTFusionTrainingArguments,
+) -> Any:
+    if ablation_args.image_ablation:
+        return ablate(model_args, data_args, ablation_args.seeds or [0, 1, 2], training_args)
+    return run(model_args, data_args, training_args)
+
+
+if __name__ == "__main__":
+    parser = HfArgumentParser(
+        (ModelArguments, ClassificationDataArguments, AblationArguments, VTFusionTrainingArguments)
+    )
+    parser.set_defaults(metric_for_best_model="macro_f1")
+    main(*parser.parse_args_into_dataclasses())

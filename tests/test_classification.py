@@ -1,0 +1,219 @@
+"""Scores of classified texts, against scikit-learn and by hand, and the script from files to results."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+from sklearn.metrics import f1_score
+
+from vtfusion import VTFusionForSequenceClassification, VTFusionProcessor
+from vtfusion.training.classification import (
+    MULTI,
+    REGRESSION,
+    SINGLE,
+    TextEvaluator,
+    class_scores,
+    classification_scores,
+    expected_calibration_error,
+    mean_by_row,
+    read_class_counts,
+    regression_scores,
+)
+from vtfusion.training.sample_data import build_sample_dataset, build_tiny_encoders
+
+SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "run_classification.py"
+COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (40, 40, 220)}
+
+
+def test_windows_of_a_text_are_averaged():
+    values = np.array([[1.0, 0.0], [0.0, 1.0], [0.5, 0.5], [1.0, 0.0]])
+    assert mean_by_row(values, [1, 0, 1, 1], 2).tolist() == [
+        [0.0, 1.0],
+        [pytest.approx(2.5 / 3), pytest.approx(0.5 / 3)],
+    ]
+
+
+def test_calibration_error_by_hand():
+    # two of four right at 0.8: a gap of 0.3; both right at 0.6: a gap of 0.4
+    probabilities = np.array([[0.8, 0.2]] * 4 + [[0.4, 0.6]] * 2)
+    labels = np.array([0, 0, 1, 1, 1, 1])
+    assert expected_calibration_error(probabilities, labels) == pytest.approx((4 * 0.3 + 2 * 0.4) / 6)
+    assert expected_calibration_error(np.eye(3), np.arange(3)) == 0
+
+
+def test_class_scores_by_hand():
+    probabilities = np.array([[0.7, 0.2, 0.1], [0.6, 0.3, 0.1], [0.1, 0.8, 0.1]])
+    scores = classification_scores(probabilities, np.array([0, 1, 1]), ["a", "b", "c"])
+    assert scores["accuracy"] == pytest.approx(2 / 3)
+    assert scores["a_precision"] == 0.5 and scores["a_recall"] == 1 and scores["b_precision"] == 1
+    # the class that does not occur counts too
+    assert scores["macro_f1"] == pytest.approx((2 / 3 + 2 / 3 + 0) / 3)
+    assert [scores[f"{name}_support"] for name in "abc"] == [1, 2, 0]
+
+
+def test_scores_of_several_labels_by_hand():
+    scores = classification_scores(np.array([[0.9, 0.6], [0.4, 0.5]]), np.array([[1, 0], [0, 1]]), ["a", "b"])
+    assert scores["accuracy"] == 0.5
+    assert scores["a_f1"] == 1 and scores["b_f1"] == pytest.approx(2 / 3)
+    assert scores["micro_f1"] == pytest.approx(2 * 2 / (3 + 2))
+    assert "calibration_error" not in scores
+
+
+def test_regression_scores_by_hand():
+    scores = regression_scores(np.array([1.0, 2.0, 5.0]), np.array([1.0, 2.0, 3.0]))
+    assert scores["mse"] == pytest.approx(4 / 3) and scores["mae"] == pytest.approx(2 / 3)
+    assert scores["r2"] == pytest.approx(1 - 4 / 2)
+
+
+def write_run(folder: Path, records: list[dict]) -> Path:
+    folder.mkdir(exist_ok=True)
+    (folder / "results.json").write_text(json.dumps({"test": {"true": {}, "none": {}}}))
+    (folder / "test_predictions.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    return folder
+
+
+@pytest.mark.parametrize("problem", [SINGLE, MULTI])
+def test_counts_for_the_ablation_give_the_scores_of_scikit_learn(problem, tmp_path):
+    names = ["a", "b", "c"]
+    rng = np.random.default_rng(0)
+    if problem == SINGLE:
+        true, guess = (rng.integers(0, 3, 40) for _ in range(2))
+        as_names = [[names[i] for i in column] for column in (true, guess)]
+        accuracy = (true == guess).mean()
+    else:
+        true, guess = (rng.integers(0, 2, (40, 3)) for _ in range(2))
+        as_names = [[[n for n, v in zip(names, row, strict=True) if v] for row in column] for column in (true, guess)]
+        accuracy = (true == guess).all(axis=1).mean()
+    records = [
+        {"label": t, "predicted": {"label": g, "scores": []}, "predicted_none": {"label": t, "scores": []}}
+        for t, g in zip(*as_names, strict=True)
+    ]
+    counts = read_class_counts(write_run(tmp_path, records), problem, names)
+    assert set(counts) == {"true", "none"}
+    scores = class_scores(counts["true"].sum(axis=0)[None], problem, names)
+    assert scores["macro_f1"][0] == pytest.approx(f1_score(true, guess, average="macro"))
+    assert scores["accuracy"][0] == pytest.approx(accuracy)
+    assert class_scores(counts["none"].sum(axis=0)[None], problem, names)["macro_f1"][0] == 1
+
+
+def test_counts_of_numbers_give_r_squared(tmp_path):
+    true, guess = [1.0, 2.0, 4.0, 8.0], [1.5, 2.0, 3.0, 9.0]
+    records = [
+        {"label": t, "predicted": {"label": g}, "predicted_none": {"label": 3.75}}
+        for t, g in zip(true, guess, strict=True)
+    ]
+    counts = read_class_counts(write_run(tmp_path, records), REGRESSION, [])
+    expected = regression_scores(np.array(guess), np.array(true))["r2"]
+    assert class_scores(counts["true"].sum(axis=0)[None], REGRESSION, [])["r2"][0] == pytest.approx(expected)
+    assert class_scores(counts["none"].sum(axis=0)[None], REGRESSION, [])["r2"][0] == pytest.approx(0)
+
+
+def test_evaluator_reads_names_and_windows():
+    dataset = {"text": ["x", "y"], "label": [1, 0]}
+    windows = {"row": [1, 0, 1]}
+    evaluator = TextEvaluator(dataset, windows, SINGLE, ["no", "yes"])  # type: ignore[arg-type]
+    logits = np.log(np.array([[0.2, 0.8], [0.3, 0.7], [0.9, 0.1]]))
+    answers = evaluator.answers((logits, np.zeros((3, 2))))
+    assert [answer["label"] for answer in answers] == ["yes", "no"]
+    assert answers[1]["scores"] == pytest.approx([0.55, 0.45])
+    assert evaluator.score(answers)["accuracy"] == 1
+    records = evaluator.records((logits, np.zeros((3, 2))), [["key"], None])
+    assert [(r["label"], r["predicted"]["label"], r["num_images"]) for r in records] == [
+        ("yes", "yes", 1),
+        ("no", "no", 0),
+    ]
+    assert "accuracy" in evaluator.report(evaluator.score(answers))
+
+
+# -------------------------------------------------------------------------------------------------------- the script
+
+
+@pytest.fixture(scope="module")
+def sample(tmp_path_factory) -> Path:
+    """Texts that say nothing beside pictures of one colour, which is the label."""
+    folder = tmp_path_factory.mktemp("colours")
+    build_tiny_encoders(
+        folder, build_sample_dataset(num_train=16, num_validation=8, num_test=8, image_size=32), image_size=32
+    )
+    rng = np.random.default_rng(0)
+    for name, colour in COLOURS.items():
+        PIL.Image.new("RGB", (32, 32), colour).save(folder / f"{name}.png")
+    for split, count in (("train", 48), ("valid", 12), ("test", 18)):
+        with open(folder / f"{split}.jsonl", "w", encoding="utf-8") as file:
+            for row in range(count):
+                name = list(COLOURS)[rng.integers(3)]
+                record = {
+                    "text": f"Mirano spoke {row} .",
+                    "label": name,
+                    "image": None if row % 6 == 5 else f"{name}.png",
+                }
+                record |= {"several": [name, "seen"], "number": float(list(COLOURS).index(name))}
+                file.write(json.dumps(record) + "\n")
+    return folder
+
+
+def run(sample: Path, output: Path, *extra: str) -> dict:
+    command = [sys.executable, str(SCRIPT), "--output_dir", str(output), "--use_cpu", "True"]
+    for split, name in (("train", "train"), ("valid", "validation"), ("test", "test")):
+        command += [f"--{name}_file", str(sample / f"{split}.jsonl")]
+    command += ["--text_model", str(sample / "text"), "--vision_model", str(sample / "vision")]
+    command += ["--fusion_hidden_size", "16", "--num_train_epochs", "1", "--learning_rate", "1e-3"]
+    command += ["--feature_cache_dir", str(sample / "features")]
+    done = subprocess.run(
+        [*command, *extra], capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    name = "image_ablation.json" if "--image_ablation" in extra else "results.json"
+    return {**json.loads((output / name).read_text()), "stdout": done.stdout}
+
+
+def test_from_files_to_results(sample, tmp_path):
+    results = run(sample, tmp_path, "--label_smoothing", "0.1", "--class_weights", "1", "2", "1", "--use_lora", "True")
+    assert set(results["test"]) == {"true", "none"}
+    assert "test macro_f1 by image:  true" in results["stdout"]
+    records = [json.loads(line) for line in (tmp_path / "test_predictions.jsonl").read_text().splitlines()]
+    assert len(records) == 18 and {record["label"] for record in records} <= set(COLOURS)
+    right = np.mean([record["predicted"]["label"] == record["label"] for record in records])
+    assert results["test"]["true"]["accuracy"] == pytest.approx(right)
+    # adapters are merged: a plain folder
+    model, info = VTFusionForSequenceClassification.from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    assert model.config.id2label == {0: "blue", 1: "green", 2: "red"}
+    assert model.config.problem_type == SINGLE and model.config.label_smoothing == 0.1
+    processor = VTFusionProcessor.from_pretrained(tmp_path)
+    record = records[0]
+    image = None if record["num_images"] == 0 else PIL.Image.open(sample / f"{record['label']}.png")
+    with torch.no_grad():
+        logits = model(**processor(text=record["text"], images=image, return_tensors="pt")).logits
+    assert logits.softmax(dim=-1)[0].tolist() == pytest.approx(record["predicted"]["scores"], abs=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("column, metric", [("several", "macro_f1"), ("number", "r2")])
+def test_other_kinds_of_labels(sample, tmp_path, column, metric):
+    results = run(sample, tmp_path, "--label_column", column)
+    assert metric in results["test"]["true"]
+    model = VTFusionForSequenceClassification.from_pretrained(tmp_path)
+    assert model.config.problem_type == (MULTI if column == "several" else REGRESSION)
+
+
+@pytest.mark.slow
+def test_image_ablation_finds_that_only_the_image_tells(sample, tmp_path):
+    options = ["--num_train_epochs", "12", "--fusion_learning_rate", "3e-3", "--seeds", "0", "1"]
+    report = run(sample, tmp_path, "--image_ablation", *options)
+    assert np.mean(report["scores"]["true"]["macro_f1"]) > np.mean(report["scores"]["text_only"]["macro_f1"])
+    assert report["verdict"] in report["stdout"]
+
+
+def test_image_only_ignores_the_texts(sample, tmp_path):
+    results = run(sample, tmp_path, "--image_only", "True", "--max_train_samples", "8")
+    assert set(results["test"]) == {"true", "none"}
+    records = [json.loads(line) for line in (tmp_path / "test_predictions.jsonl").read_text().splitlines()]
+    # without text and image nothing is left to tell rows apart
+    assert len({json.dumps(record["predicted_none"]) for record in records}) == 1
