@@ -326,17 +326,18 @@ class VTFusionPreTrainedModel(PreTrainedModel):
             with_text (`bool`): whether the prediction from X_t is wanted; else it is `None`.
         """
         mask = None if attention_mask is None else attention_mask.bool()
+        fused: Any = outputs.last_hidden_state
         if not with_text:
-            return head(outputs.last_hidden_state, mask), None
+            return head(fused, mask), None
         from_text = head(outputs.text_hidden_state, mask)
         if outputs.visual_hidden_state is None:
             return from_text, from_text
         rows = outputs.fused_rows
         if rows is None:
-            return head(outputs.last_hidden_state, mask), from_text
+            return head(fused, mask), from_text
         # In the other rows X_f is X_t.
-        fused = head(outputs.last_hidden_state[rows], None if mask is None else mask[rows])
-        return from_text.index_copy(0, rows, fused), from_text
+        from_both = head(fused[rows], None if mask is None else mask[rows])
+        return from_text.index_copy(0, rows, from_both), from_text
 
     @staticmethod
     def shared_fields(output_class: type[ModelOutput], outputs: VTFusionModelOutput) -> dict[str, Any]:
@@ -381,7 +382,7 @@ class VTFusionPreTrainedModel(PreTrainedModel):
             losses["contrastive_loss"] = itc * share
         if not losses:
             # a batch without an image, of a head that only compares: still a loss that can be trained on
-            return outputs.last_hidden_state.sum() * 0.0
+            return outputs["last_hidden_state"].sum() * 0.0
         return sum(getattr(self.config, f"{name}_weight") * value for name, value in losses.items())
 
 
@@ -447,7 +448,7 @@ class VTFusionModel(VTFusionPreTrainedModel):
             for index in range(config.num_fusion_layers)
         )
         self.fusion = VTFusionGatedFusion(config, text_hidden_size)
-        self.contrastive_log_scale = (
+        self.contrastive_log_scale: Any = (
             nn.Parameter(torch.tensor(math.log(1 / 0.07))) if config.contrastive_loss_weight > 0 else None
         )
         self.post_init()
@@ -685,7 +686,7 @@ class VTFusionModel(VTFusionPreTrainedModel):
         if self.contrastive_log_scale is not None:
             result["text_embeds"] = self.pool_text(text, text_mask)
         rows = _rows_to_fuse(visual_mask)
-        parts = (text, text_mask, features, boxes, visual_mask)
+        parts: tuple[Any, ...] = (text, text_mask, features, boxes, visual_mask)
         if rows is not None:
             parts = tuple(None if part is None else part[rows] for part in parts)
         text_part, text_mask, features, boxes, mask_part = parts
@@ -1192,7 +1193,7 @@ class VTFusionForQuestionAnswering(VTFusionPreTrainedModel):
             if text_logits is not None:
                 text_logits = text_logits.masked_fill(padding, torch.finfo(logits.dtype).min)
         loss, losses = None, {}
-        if start_positions is not None:
+        if start_positions is not None and end_positions is not None:
             for positions, name in ((start_positions, "start_positions"), (end_positions, "end_positions")):
                 if positions.shape != logits.shape[:1]:
                     raise ValueError(

@@ -185,10 +185,9 @@ class VTFusionForMaskedLM(_VTFusionWithLMHead):
         return VTFusionClassifierOutput(loss=loss, logits=logits, **losses, **shared)
 
 
-class _VTFusionWithMatching:
+class _VTFusionWithMatching(VTFusionPreTrainedModel):
     """What the heads share that tell whether a text and an image belong together."""
 
-    config: VTFusionConfig
     vtfusion: VTFusionModel
     matching_head: nn.Module
 
@@ -218,9 +217,7 @@ class _VTFusionWithMatching:
         mask = None if attention_mask is None else attention_mask.bool()
         return self.matching_head(masked_mean(outputs.last_hidden_state, mask)).squeeze(-1)
 
-    def matching_loss(
-        self, outputs: VTFusionModelOutput, logits: torch.Tensor, attention_mask: torch.Tensor | None
-    ) -> torch.Tensor:
+    def matching_loss(self, outputs: Any, logits: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
         """
         Binary cross-entropy of the pairs of the batch, and of each text with a hard negative image and each image with
         a hard negative text: drawn from the batch, the likelier the more alike they are (ALBEF, 2107.07651).
@@ -273,7 +270,7 @@ class _VTFusionWithMatching:
         return VTFusionMatchingOutput(loss=loss, **scores, **losses, **shared)
 
 
-class VTFusionForImageTextRetrieval(_VTFusionWithMatching, VTFusionPreTrainedModel):
+class VTFusionForImageTextRetrieval(_VTFusionWithMatching):
     r"""
     VTFusion that finds images for texts and texts for images: unit vectors to search with, and a matching score of the
     fused pair to rank the best again.
@@ -334,8 +331,8 @@ class VTFusionForImageTextRetrieval(_VTFusionWithMatching, VTFusionPreTrainedMod
         images = inputs.get("pixel_values") if inputs.get("visual_embeds") is None else inputs["visual_embeds"]
         texts = input_ids if input_ids is not None else inputs.get("inputs_embeds")
         if images is not None and texts is not None and images.shape[0] != texts.shape[0] and not return_loss:
-            of_images = {name: value for name, value in inputs.items() if name in IMAGE_INPUTS}
-            of_texts = {name: value for name, value in inputs.items() if name not in IMAGE_INPUTS}
+            of_images: Any = {name: value for name, value in inputs.items() if name in IMAGE_INPUTS}
+            of_texts: Any = {name: value for name, value in inputs.items() if name not in IMAGE_INPUTS}
             text_embeds = self.get_text_features(input_ids, attention_mask, **of_texts)
             image_embeds = self.get_image_features(**of_images)
             similarity = text_embeds @ image_embeds.T * self.vtfusion.contrastive_scale()

@@ -112,7 +112,7 @@ def read_features(
     outputs: ModelOutput,
     image_size: tuple[int, int],
     config: PreTrainedConfig,
-    width: int,
+    width: int | None,
     num_prefix_tokens: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
@@ -122,7 +122,7 @@ def read_features(
         outputs (`ModelOutput`): feature maps of a CNN or backbone, a transformer's sequence, or a detector's queries.
         image_size (`tuple[int, int]`): height and width of the pixel tensor.
         config (`PreTrainedConfig`): the vision encoder's configuration.
-        width (`int`): the width of the features.
+        width (`int`, *optional*): the width of the features.
         num_prefix_tokens (`int`, *optional*): tokens before the grid of a transformer, where it is known.
 
     Returns:

@@ -18,7 +18,7 @@ from typing import Any
 
 from transformers import HfArgumentParser, TrainingArguments
 
-from vtfusion.training.arguments import TokenDataArguments, ModelArguments
+from vtfusion.training.arguments import ModelArguments, TokenDataArguments
 
 
 @dataclass

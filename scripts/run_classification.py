@@ -90,12 +90,12 @@ def ablate(
     dataset, problem_type, label_names = load_labelled_texts(data_args)
     if "test" not in dataset or "train" not in dataset:
         raise ValueError("`image_ablation` needs a split to train on and one to test on.")
-    kind = {"problem_type": problem_type, "label_names": label_names}
+    metric = "r2" if problem_type == "regression" else training_args.metric_for_best_model
     report = ablate_images(
         run,
-        partial(read_class_counts, **kind),
-        partial(class_scores, **kind),
-        "r2" if problem_type == "regression" else training_args.metric_for_best_model,
+        partial(read_class_counts, problem_type=problem_type, label_names=label_names),
+        partial(class_scores, problem_type=problem_type, label_names=label_names),
+        metric or "macro_f1",
         model_args,
         data_args,
         seeds,

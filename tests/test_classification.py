@@ -1,9 +1,6 @@
 """Scores of classified texts, against scikit-learn and by hand, and the script from files to results."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +9,7 @@ import pytest
 import torch
 from sklearn.metrics import f1_score
 
+from running import COLOURS, run_script, write_colours
 from vtfusion import VTFusionForSequenceClassification, VTFusionProcessor
 from vtfusion.training.classification import (
     MULTI,
@@ -25,10 +23,6 @@ from vtfusion.training.classification import (
     read_class_counts,
     regression_scores,
 )
-from vtfusion.training.sample_data import build_sample_dataset, build_tiny_encoders
-
-SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "run_classification.py"
-COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (40, 40, 220)}
 
 
 def test_windows_of_a_text_are_averaged():
@@ -136,41 +130,13 @@ def test_evaluator_reads_names_and_windows():
 
 @pytest.fixture(scope="module")
 def sample(tmp_path_factory) -> Path:
-    """Texts that say nothing beside pictures of one colour, which is the label."""
     folder = tmp_path_factory.mktemp("colours")
-    build_tiny_encoders(
-        folder, build_sample_dataset(num_train=16, num_validation=8, num_test=8, image_size=32), image_size=32
-    )
-    rng = np.random.default_rng(0)
-    for name, colour in COLOURS.items():
-        PIL.Image.new("RGB", (32, 32), colour).save(folder / f"{name}.png")
-    for split, count in (("train", 48), ("valid", 12), ("test", 18)):
-        with open(folder / f"{split}.jsonl", "w", encoding="utf-8") as file:
-            for row in range(count):
-                name = list(COLOURS)[rng.integers(3)]
-                record = {
-                    "text": f"Mirano spoke {row} .",
-                    "label": name,
-                    "image": None if row % 6 == 5 else f"{name}.png",
-                }
-                record |= {"several": [name, "seen"], "number": float(list(COLOURS).index(name))}
-                file.write(json.dumps(record) + "\n")
+    write_colours(folder, train=48, valid=12, test=18)
     return folder
 
 
 def run(sample: Path, output: Path, *extra: str) -> dict:
-    command = [sys.executable, str(SCRIPT), "--output_dir", str(output), "--use_cpu", "True"]
-    for split, name in (("train", "train"), ("valid", "validation"), ("test", "test")):
-        command += [f"--{name}_file", str(sample / f"{split}.jsonl")]
-    command += ["--text_model", str(sample / "text"), "--vision_model", str(sample / "vision")]
-    command += ["--fusion_hidden_size", "16", "--num_train_epochs", "1", "--learning_rate", "1e-3"]
-    command += ["--feature_cache_dir", str(sample / "features")]
-    done = subprocess.run(
-        [*command, *extra], capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    name = "image_ablation.json" if "--image_ablation" in extra else "results.json"
-    return {**json.loads((output / name).read_text()), "stdout": done.stdout}
+    return run_script("run_classification.py", sample, output, *extra)
 
 
 def test_from_files_to_results(sample, tmp_path):

@@ -12,6 +12,12 @@ AUTO_MAP = {
     "AutoConfig": "configuration_vtfusion.VTFusionConfig",
     "AutoModel": "modeling_vtfusion.VTFusionModel",
     "AutoModelForTokenClassification": "modeling_vtfusion.VTFusionForTokenClassification",
+    "AutoModelForSequenceClassification": "modeling_vtfusion.VTFusionForSequenceClassification",
+    "AutoModelForQuestionAnswering": "modeling_vtfusion.VTFusionForQuestionAnswering",
+    "AutoModelForVisualQuestionAnswering": "modeling_vtfusion.VTFusionForVisualQuestionAnswering",
+    "AutoModelForMaskedLM": "pretraining_vtfusion.VTFusionForMaskedLM",
+    "AutoModelForZeroShotImageClassification": "pretraining_vtfusion.VTFusionForImageTextRetrieval",
+    "AutoModelForPreTraining": "pretraining_vtfusion.VTFusionForPreTraining",
     "AutoProcessor": "processing_vtfusion.VTFusionProcessor",
 }
 
@@ -64,6 +70,14 @@ def test_unknown_model_type_raises():
         ({"text_loss_weight": -0.1}, "`text_loss_weight` must not be negative"),
         ({"vision_loss_weight": -0.1}, "`vision_loss_weight` must not be negative"),
         ({"contrastive_loss_weight": -0.1}, "`contrastive_loss_weight` must not be negative"),
+        ({"matching_loss_weight": -0.1}, "`matching_loss_weight` must not be negative"),
+        ({"pooling": "max"}, "`pooling` must be 'mean', 'first' or 'last', got 'max'"),
+        ({"pooling": None}, "`pooling` must be .* got None"),
+        ({"label_smoothing": 1.0}, "`label_smoothing` must be at least 0 and below 1, got 1.0"),
+        ({"label_smoothing": -0.1}, "`label_smoothing` must be at least 0"),
+        ({"class_weights": [1.0, 2.0, 3.0]}, "`class_weights` has 3 numbers for 2 labels"),
+        ({"class_weights": [1.0, 2.0], "num_labels": 3}, "`class_weights` has 2 numbers for 3 labels"),
+        ({"class_weights": [1.0], "id2label": {0: "no", 1: "yes"}}, "`class_weights` has 1 numbers for 2 labels"),
     ],
 )
 def test_wrong_values_raise(kwargs, message):
@@ -119,6 +133,16 @@ def test_attention_of_a_part_is_kept():
     assert parts.vision_config._attn_implementation == "eager"
 
 
+def test_options_of_the_heads_survive_a_folder(tmp_path):
+    given = {"pooling": "last", "class_weights": [1.0, 2.0, 0.5], "label_smoothing": 0.1, "matching_loss_weight": 0.3}
+    given |= {"tie_word_embeddings": True, "problem_type": "multi_label_classification"}
+    tiny_config(**given).save_pretrained(tmp_path)
+    loaded = VTFusionConfig.from_pretrained(tmp_path)
+    assert {name: getattr(loaded, name) for name in given} == given
+    # what a caller says still wins
+    assert VTFusionConfig.from_pretrained(tmp_path, pooling="first", class_weights=None).pooling == "first"
+
+
 def test_num_labels_belongs_to_the_whole():
     config = tiny_config(num_labels=7)
     assert config.num_labels == 7 and config.text_config.num_labels == 2
@@ -153,5 +177,6 @@ def test_auto_maps_of_two_configs_are_two():
 
 def test_ignored_at_inference_leaves_logits_and_gate():
     ignored = VTFusionConfig.keys_to_ignore_at_inference
-    assert "logits" not in ignored and "fusion_gate" not in ignored
+    answers = {"logits", "start_logits", "end_logits", "matching_logits", "prediction_logits", "fusion_gate"}
+    assert not answers & set(ignored)
     assert {"last_hidden_state", "visual_hidden_state", "fusion_loss", "attentions"} <= set(ignored)

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import TrainingArguments
+from datasets import Dataset
+from transformers import AutoTokenizer, TrainingArguments
 
 from vtfusion import VTFusionForTokenClassification, VTFusionProcessor
 from vtfusion.training.sample_data import build_sample_dataset, build_tiny_encoders
+from vtfusion.training.token_classification import encode_windows
 
 # The order of the training rows must be known to compare with another loop, or between one process and two.
 needs_sequential = pytest.mark.skipif(
@@ -83,6 +85,13 @@ def test_from_data_to_results(sample, tmp_path):
     for file in tmp_path.glob("*.json"):
         if file.name not in ("trainer_state.json", "results.json"):
             assert str(sample) not in file.read_text(), file.name
+
+
+def test_windows_of_many_rows_without_image_before_the_first_with_one(sample):
+    processor = VTFusionProcessor(tokenizer=AutoTokenizer.from_pretrained(sample / "text"))
+    rows = Dataset.from_dict({"tokens": [["Mirano"]] * 1100, "ner_tags": [[1]] * 1100})
+    windows = encode_windows(rows, processor, [None] * 1050 + [["key"]] * 50)
+    assert windows["image_keys"][1049:1051] == [None, ["key"]]
 
 
 def test_trained_encoders_and_test_alone(sample, tmp_path):

@@ -437,6 +437,7 @@ def test_answers_are_scored(load, tmp_path):
         [("yes", {"text": ["yes"], "score": [1.0]})],
         [(3, {"text": ["3"], "score": [1.0]})],
         [(people, soft), ([], none)],
+        [(["yes"], {"text": ["yes"], "score": [1.0]}), (["a", "b"], {"text": ["a", "b"], "score": [0.5, 0.5]})],
         [([{"answer": text, "answer_id": i} for i, text in enumerate(people)], soft)],
         [(given, given), ({"text": [], "score": []}, none)],
         [([{"text": "a", "score": 1}, {"text": "b", "score": 0.25}], given)],

@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -35,6 +35,7 @@ _WITHOUT_EFFECT = (
     "save_", "trackio_",
 )  # fmt: skip
 
+Data = TypeVar("Data", bound=DataArguments)
 Scores = Callable[[np.ndarray], dict[str, np.ndarray]]
 
 
@@ -354,12 +355,12 @@ def compare_conditions(
 
 
 def ablate_images(
-    run: Callable[[ModelArguments, DataArguments, VTFusionTrainingArguments], Any],
+    run: Callable[[ModelArguments, Data, VTFusionTrainingArguments], Any],
     read_counts: Callable[[Path], dict[str, np.ndarray]],
     scores: Scores,
     metric: str,
     model_args: ModelArguments,
-    data_args: DataArguments,
+    data_args: Data,
     seeds: Sequence[int],
     training_args: VTFusionTrainingArguments,
 ) -> AblationReport | None:

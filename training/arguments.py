@@ -69,6 +69,10 @@ class ModelArguments:
     contrastive_loss_weight: float | None = field(
         default=None, metadata={"help": "Weight of the contrastive loss between text and image; a new model has 0."}
     )
+    matching_loss_weight: float | None = field(
+        default=None,
+        metadata={"help": "Weight of image-text matching, in retrieval and pretraining; a new model has 1."},
+    )
     pooling: str | None = field(
         default=None,
         metadata={
@@ -191,6 +195,89 @@ class ClassificationDataArguments(DataArguments):
 
 
 @dataclass
+class AnswerDataArguments(DataArguments):
+    """Data for visual question answering."""
+
+    question_column: str | None = field(default=None, metadata={"help": "Column of the question."})
+    answer_column: str | None = field(
+        default=None,
+        metadata={"help": "Column of the answer, of the answers of several people, or of these with scores."},
+    )
+    max_answers: int | None = field(
+        default=None, metadata={"help": "Choose from the most frequent answers; by default from all of the training."}
+    )
+
+
+@dataclass
+class QuestionDataArguments(DataArguments):
+    """Data for extractive question answering."""
+
+    question_column: str | None = field(default=None, metadata={"help": "Column of the question."})
+    context_column: str | None = field(default=None, metadata={"help": "Column of the text that holds the answer."})
+    answers_column: str | None = field(
+        default=None, metadata={"help": "Column of the answers, as in SQuAD or as text."}
+    )
+    max_answer_length: int = field(default=30, metadata={"help": "Tokens of an answer at most."})
+    null_threshold: float = field(
+        default=0.0,
+        metadata={
+            "help": "Where the training has questions without an answer: how far the score of none must lie above that of "
+            "the best answer."
+        },
+    )
+
+
+@dataclass
+class CaptionDataArguments(DataArguments):
+    """Images with captions."""
+
+    text_column: str | None = field(
+        default=None, metadata={"help": "Column of the caption, or of the captions of an image."}
+    )
+    # No flags here: without its image a caption has nothing to be matched with.
+    text_only: bool = field(default=False, init=False)
+    image_conditions: list[str] = field(default_factory=lambda: ["true"], init=False)
+
+
+@dataclass
+class RetrievalArguments:
+    """How images are found for texts, and texts for images."""
+
+    rerank_top_k: int = field(
+        default=16,
+        metadata={
+            "help": "How many of the best are ranked again by the matching score of the fused pair; 0 for none."
+        },
+    )
+
+    def __post_init__(self) -> None:
+        if self.rerank_top_k < 0:
+            raise ValueError(f"`rerank_top_k` must not be negative, got {self.rerank_top_k}.")
+
+
+@dataclass
+class PretrainingArguments:
+    """What is masked, and whether the data is streamed."""
+
+    mlm_probability: float = field(default=0.15, metadata={"help": "Part of the tokens that are masked."})
+    streaming: bool = field(
+        default=False,
+        metadata={
+            "help": "Read, tokenize and decode rows as they are needed, with nothing kept on disk. Needs `max_steps`."
+        },
+    )
+    shuffle_buffer_size: int = field(
+        default=1000, metadata={"help": "Rows of a stream that are shuffled at a time; they are held in memory."}
+    )
+
+    def __post_init__(self) -> None:
+        if not 0 < self.mlm_probability < 1:
+            raise ValueError(f"`mlm_probability` must lie between 0 and 1, got {self.mlm_probability}.")
+        if self.shuffle_buffer_size < 1:
+            raise ValueError(f"`shuffle_buffer_size` must be at least 1, got {self.shuffle_buffer_size}.")
+
+
+@dataclass
 class AblationArguments:
     """Did the image help? The study that answers it."""
 
@@ -247,3 +334,13 @@ class VTFusionTrainingArguments(TrainingArguments):
                 "`label_smoothing_factor` is not supported: Trainer's loss would replace L_ct, L_t and L_v. Give "
                 "`label_smoothing`."
             )
+
+
+def random_order() -> dict[str, Any]:
+    """
+    Defaults of a parser for rows in random order: a batch whose texts have one length says little about what tells its
+    images apart.
+    """
+    if "train_sampling_strategy" in TrainingArguments.__dataclass_fields__:
+        return {"train_sampling_strategy": "random"}
+    return {"group_by_length": False}

@@ -10,7 +10,7 @@ from transformers import AutoConfig, EvalPrediction
 
 from ..processing_vtfusion import VTFusionProcessor
 from .arguments import ClassificationDataArguments
-from .fine_tuning import limit_rows, read_records
+from .fine_tuning import limit_rows, map_to_windows, read_records
 from .images import RowKeys
 from .text_data import load_classification_dataset
 
@@ -46,18 +46,16 @@ def encode_labelled_texts(
     processor: VTFusionProcessor,
     image_keys: Sequence[RowKeys],
     num_proc: int | None = None,
-    text_column: str = "text",
     image_only: bool = False,
 ) -> Dataset:
     """
     Tokenizes texts into windows that fit the text encoder; each window has the label of its text.
 
     Args:
-        dataset (`datasets.Dataset`): with a text and `label`, and perhaps `text_pair`.
+        dataset (`datasets.Dataset`): with `text` and `label`, and perhaps `text_pair`.
         processor ([`VTFusionProcessor`]): its `window_length` and `window_stride` decide the windows.
         image_keys (`Sequence[list[str] | None]`): for each row the keys of its images in an [`ImageStore`].
         num_proc (`int`, *optional*): processes to use.
-        text_column (`str`, *optional*, defaults to `"text"`): where the text is.
         image_only (`bool`, *optional*, defaults to `False`): whether to put an empty text in the place of each.
 
     Returns:
@@ -65,31 +63,13 @@ def encode_labelled_texts(
         `image_keys`.
     """
 
-    def encode(batch: dict[str, list], indices: list[int]) -> dict[str, list]:
-        texts = [""] * len(indices) if image_only else batch[text_column]
-        pairs = None if image_only else batch.get("text_pair")
-        windows = processor.encode_text(texts, text_pair=pairs)
+    def encode(batch: dict[str, list]) -> dict[str, list]:
+        texts = [""] * len(batch["label"]) if image_only else batch["text"]
+        windows = processor.encode_text(texts, text_pair=None if image_only else batch.get("text_pair"))
         windows.pop("word_positions")
-        parts = windows.pop("row")
-        rows = [indices[part] for part in parts]
-        return {
-            **windows,
-            "label": [batch["label"][part] for part in parts],
-            "row": rows,
-            "length": [len(ids) for ids in windows["input_ids"]],
-            "image_keys": [image_keys[row] for row in rows],
-        }
+        return {**windows, "label": [batch["label"][row] for row in windows["row"]]}
 
-    return dataset.map(
-        encode,
-        batched=True,
-        with_indices=True,
-        remove_columns=dataset.column_names,
-        num_proc=num_proc,
-        # A cached result would outlive a change of the processor's code.
-        load_from_cache_file=False,
-        desc="Tokenizing",
-    )
+    return map_to_windows(dataset, encode, image_keys, num_proc)
 
 
 def mean_by_row(values: np.ndarray, rows: Sequence[int], num_rows: int) -> np.ndarray:
@@ -138,7 +118,6 @@ class TextEvaluator:
         problem_type (`str`): as in [`VTFusionConfig`].
         label_names (`Sequence[str]`): the classes; none for regression.
         metric (`str`, *optional*): the score that sums it up; by default `"macro_f1"`, or `"r2"` for regression.
-        text_column (`str`, *optional*, defaults to `"text"`): where the text is.
     """
 
     field = "predicted"
@@ -150,11 +129,10 @@ class TextEvaluator:
         problem_type: str,
         label_names: Sequence[str],
         metric: str | None = None,
-        text_column: str = "text",
     ):
         self.problem_type, self.label_names = problem_type, list(label_names)
         self.metric = metric or ("r2" if problem_type == REGRESSION else "macro_f1")
-        self.texts: list[str] = list(dataset[text_column])
+        self.texts: list[str] = list(dataset["text"])
         self.labels = np.asarray(list(dataset["label"]))
         self.row_of_window: list[int] = list(windows["row"])
 

@@ -1,12 +1,13 @@
 """Batches: text windows padded on the right, with the images of their rows or the cached features of these."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from ..processing_vtfusion import VTFusionProcessor
-from .images import FeatureCache, ImageStore
+from .images import FeatureCache, ImageStore, RowKeys
 
 _PADDED = {"attention_mask": 0, "token_type_ids": 0, "labels": -100}
 # one for each window, under the name that the model knows it by
@@ -24,14 +25,20 @@ class FusionCollator:
         cache ([`FeatureCache`], *optional*): features of all images, where the vision encoder is frozen. Without it
             images are decoded for each batch.
         pad_to_multiple_of (`int`, *optional*): rounds the length up.
+        num_labels (`int`, *optional*): width of the labels that windows hold as `label_scores`, places with scores.
     """
 
     processor: VTFusionProcessor
     store: ImageStore
     cache: FeatureCache | None = None
     pad_to_multiple_of: int | None = None
+    num_labels: int | None = None
 
     def __call__(self, windows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        return {**self.pad(windows), **self.gather_images([window["image_keys"] for window in windows])}
+
+    def pad(self, windows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        """Model inputs without the images."""
         length = max(len(window["input_ids"]) for window in windows)
         if self.pad_to_multiple_of:
             length += -length % self.pad_to_multiple_of
@@ -44,10 +51,16 @@ class FusionCollator:
         for name, argument in _WHOLE.items():
             if name in windows[0]:
                 batch[argument] = torch.tensor([window[name] for window in windows])
-        rows = [window["image_keys"] for window in windows]
-        if self.cache is not None:
-            return {**batch, **self.cache.gather(rows)}
-        images = [None if not keys else [self.store.load(key) for key in keys] for keys in rows]
-        if any(images):
-            batch |= self.processor.encode_images(images)
+        if "label_scores" in windows[0]:
+            batch["labels"] = torch.zeros(len(windows), self.num_labels or 0)
+            for index, window in enumerate(windows):
+                for entry in window["label_scores"]:
+                    batch["labels"][index, entry["label"]] = entry["score"]
         return batch
+
+    def gather_images(self, rows: Sequence[RowKeys]) -> dict[str, torch.Tensor]:
+        """Model inputs for the images of each row; none if no row has any."""
+        if self.cache is not None:
+            return self.cache.gather(rows)
+        images = [None if not keys else [self.store.load(key) for key in keys] for keys in rows]
+        return self.processor.encode_images(images) if any(images) else {}

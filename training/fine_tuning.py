@@ -4,11 +4,11 @@ import json
 import os
 import resource
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from datasets import Dataset, DatasetDict
+from datasets import Dataset, DatasetDict, List, Value
 from transformers import EarlyStoppingCallback, EvalPrediction, TrainerCallback, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
@@ -63,11 +63,49 @@ def limit_rows(dataset: DatasetDict, data_args: DataArguments) -> DatasetDict:
     return limited
 
 
+def map_to_windows(
+    dataset: Dataset,
+    encode: Callable[[dict[str, list]], dict[str, list]],
+    image_keys: Sequence[RowKeys],
+    num_proc: int | None = None,
+) -> Dataset:
+    """
+    Turns the rows of a split into windows that fit the text encoder.
+
+    Args:
+        dataset (`datasets.Dataset`): the rows.
+        encode (`Callable`): from a batch of rows, by column, to columns of windows, of which `row` is the row in the batch.
+        image_keys (`Sequence[list[str] | None]`): for each row the keys of its images in an [`ImageStore`].
+        num_proc (`int`, *optional*): processes to use.
+
+    Returns:
+        `datasets.Dataset`: the columns that `encode` gives, with `row` in the split, `length` in tokens and `image_keys`.
+    """
+
+    def windows(batch: dict[str, list], indices: list[int]) -> dict[str, list]:
+        encoded = encode(batch)
+        encoded["row"] = [indices[row] for row in encoded["row"]]
+        return {**encoded, "length": [len(ids) for ids in encoded["input_ids"]]}
+
+    mapped = dataset.map(
+        windows,
+        batched=True,
+        with_indices=True,
+        remove_columns=dataset.column_names,
+        num_proc=num_proc,
+        # A cached result would outlive a change of the processor's code.
+        load_from_cache_file=False,
+        desc="Tokenizing",
+    )
+    return with_image_keys(mapped, image_keys)
+
+
 def with_image_keys(windows: Dataset, image_keys: Sequence[RowKeys]) -> Dataset:
-    """The same windows with other images for their rows."""
-    feature = windows.features["image_keys"]
-    keys = [image_keys[row] for row in windows["row"]]
-    return windows.remove_columns("image_keys").add_column("image_keys", keys, feature=feature)
+    """The same windows with these images for their rows."""
+    if "image_keys" in windows.column_names:
+        windows = windows.remove_columns("image_keys")
+    # The type is said and not guessed: many rows without an image would make it a column of nulls.
+    return windows.add_column("image_keys", [image_keys[row] for row in windows["row"]], feature=List(Value("string")))
 
 
 def by_length(windows: Mapping[str, Dataset]) -> dict[str, Dataset]:
@@ -127,7 +165,7 @@ def fine_tune(
     trainer = VTFusionTrainer(
         model=model,
         args=training_args,
-        data_collator=FusionCollator(processor, store, cache),
+        data_collator=FusionCollator(processor, store, cache, num_labels=model.config.num_labels),
         train_dataset=windows.get("train"),
         eval_dataset=windows.get("validation"),
         compute_metrics=evaluators.get("validation"),

@@ -48,7 +48,7 @@ def word_usage(
     gates, seen = merge(outputs.fusion_gate, batch)
     chances, _ = merge(torch.softmax(outputs.logits.float(), dim=-1), batch)
     other_chances, _ = merge(torch.softmax(others.logits.float(), dim=-1), batch)
-    tags, other_tags = evaluator.predict_tags(with_images), evaluator.predict_tags(without_images)
+    tags, other_tags = evaluator.answers(with_images), evaluator.answers(without_images)
     records = []
     for row, text in enumerate(evaluator.rows):
         if not image_keys[row]:

@@ -4,26 +4,28 @@ import os
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
-from transformers import AutoImageProcessor, AutoTokenizer
+from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer
+from transformers.utils import logging
 
 from ..modeling_vtfusion import VTFusionPreTrainedModel
 from ..processing_vtfusion import VTFusionProcessor
 from .arguments import ModelArguments
 from .lora import add_lora
 
+logger = logging.get_logger(__name__)
+
 # What decides the shapes of the weights cannot change in a model that has them.
 _SHAPES = ("fusion_hidden_size", "num_fusion_layers", "num_fusion_heads")
-_SETTINGS = (
-    "fusion_dropout",
-    "image_dropout",
+_LOSS_WEIGHTS = (
     "fusion_loss_weight",
     "text_loss_weight",
     "vision_loss_weight",
     "contrastive_loss_weight",
-    "pooling",
-    "class_weights",
-    "label_smoothing",
+    "matching_loss_weight",
 )
+_SETTINGS = ("fusion_dropout", "image_dropout", *_LOSS_WEIGHTS, "pooling", "class_weights", "label_smoothing")
+# Heads that learn without labels. Their loss weights are of words, matching and search, and none of them has L_v.
+_WITHOUT_LABELS = ("VTFusionForMaskedLM", "VTFusionForPreTraining", "VTFusionForImageTextRetrieval")
 
 Model = TypeVar("Model", bound=VTFusionPreTrainedModel)
 
@@ -36,7 +38,8 @@ def load_model(
 
     Args:
         model_class (`type`): a head, such as [`VTFusionForTokenClassification`].
-        args ([`ModelArguments`]): what to load. Flags that were left out keep what a checkpoint has.
+        args ([`ModelArguments`]): what to load. Flags that were left out keep what a checkpoint has; the loss weights
+            of one that another head learned without labels (pretraining) are those of a new model again, L_v included.
         label_names (`Sequence[str]`, *optional*): the labels. A head for others gets new weights.
         config (*optional*): further settings of [`VTFusionConfig`] that the task has, such as `problem_type`.
 
@@ -80,10 +83,35 @@ def _load_checkpoint(
         processor.window_length = args.max_length
     if args.window_stride is not None:
         processor.window_stride = args.window_stride
+    settings = {**_fresh_loss_weights(model_class, args), **chosen, **labels}
     model = model_class.from_pretrained(
-        args.model_name_or_path, revision=args.model_revision, ignore_mismatched_sizes=True, **chosen, **labels
+        args.model_name_or_path, revision=args.model_revision, ignore_mismatched_sizes=True, **settings
     )
     return model, processor
+
+
+def checkpoint_head(args: ModelArguments) -> str | None:
+    """The class that `model_name_or_path` was saved from; `None` where two encoders are joined."""
+    if args.model_name_or_path is None:
+        return None
+    config = AutoConfig.from_pretrained(args.model_name_or_path, revision=args.model_revision)
+    return (config.architectures or [None])[0]
+
+
+def _fresh_loss_weights(model_class: type[VTFusionPreTrainedModel], args: ModelArguments) -> dict[str, float]:
+    """The loss weights of a new model, where those of the checkpoint are about something else than what comes now."""
+    head = checkpoint_head(args)
+    if head not in _WITHOUT_LABELS or head == model_class.__name__:
+        return {}
+    config = model_class.config_class()
+    weights = {name: getattr(config, name) for name in _LOSS_WEIGHTS}
+    logger.warning(
+        "%s was trained as %s: its loss weights are not taken over. Those that you do not give are %s.",
+        args.model_name_or_path,
+        head,
+        ", ".join(f"{name} {weight:g}" for name, weight in weights.items()),
+    )
+    return weights
 
 
 def _join_encoders(

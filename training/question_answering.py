@@ -1,6 +1,5 @@
 """Answers in a text: questions to windows, predictions back to answers, scores, and the file of predictions."""
 
-import json
 import os
 import uuid
 from collections.abc import Mapping, Sequence
@@ -9,13 +8,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset, Features, List, Value
+from datasets import Dataset, DatasetDict, Features, List, Value
 from transformers import EvalPrediction
 
 from ..processing_vtfusion import Span, TextRow, VTFusionBatch, VTFusionProcessor
-from .fine_tuning import read_records
+from .arguments import QuestionDataArguments
+from .fine_tuning import limit_rows, read_records
 from .images import RowKeys
 from .squad_f1 import SquadF1, score_answer
+from .text_data import load_question_answering_dataset
+
+
+def load_contexts(data_args: QuestionDataArguments) -> DatasetDict:
+    """All splits that the arguments name, cut to `max_train_samples` and `max_eval_samples`."""
+    return limit_rows(load_question_answering_dataset(**data_args.source()), data_args)
 
 
 def encode_question_windows(
@@ -274,27 +280,6 @@ class QuestionEvaluator:
             }
             for index, ranked in enumerate(self.rank(predictions, image_keys))
         ]
-
-    def write(
-        self,
-        path: str | os.PathLike,
-        predictions: tuple[np.ndarray, np.ndarray, np.ndarray],
-        image_keys: Sequence[RowKeys],
-        **other_answers: Sequence[str],
-    ) -> None:
-        """
-        Writes a JSON line for each question, see [`~QuestionEvaluator.records`].
-
-        Args:
-            path (`str` or `os.PathLike`): the file.
-            predictions (`tuple[np.ndarray, np.ndarray, np.ndarray]`): start logits, end logits and gates of the windows.
-            image_keys (`Sequence[list[str] | None]`): the images of each row.
-            other_answers (`Sequence[str]`, *optional*): further columns, such as the answers without an image.
-        """
-        with open(path, "w", encoding="utf-8") as file:
-            for index, record in enumerate(self.records(predictions, image_keys)):
-                record |= {name: answers[index] for name, answers in other_answers.items()}
-                file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
 
 def compute_answer_metrics(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float | int]:

@@ -300,7 +300,8 @@ def load_visual_question_answering_dataset(
 
             - one text (or integer, read as text), with score 1;
             - a list of the texts that people gave, or of `{"answer"}` as in VQA v2. Each is scored by VQA v2's
-              min(count / 3, 1), so that an answer of one person out of ten counts a third; empty ones are left out;
+              min(count / 3, 1), so that an answer of one person out of ten counts a third (of fewer than three
+              people by their share); empty ones are left out;
             - `{"text": [...], "score": [...]}` or a list of `{"text", "score"}`, with scores from 0 to 1.
 
             In a CSV file a list or dict stands as JSON. Found by itself if it is called `answers` or `answer`. Splits
@@ -765,7 +766,9 @@ def _scored_answers(value: Any, place: str) -> dict[str, list]:
             )
         given.append(item["answer"] if isinstance(item, dict) else item)
     counts = Counter(_answer(item, place) for item in given if not _is_missing(item))
-    return {"text": list(counts), "score": [min(count / 3, 1.0) for count in counts.values()]}
+    # VQA v2 asked ten people; of one or two no three can agree
+    enough = min(3, counts.total())
+    return {"text": list(counts), "score": [min(count / enough, 1.0) for count in counts.values()]}
 
 
 def _given_scores(items: list, place: str) -> dict[str, list]:

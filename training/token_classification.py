@@ -13,7 +13,7 @@ from transformers import AutoConfig, EvalPrediction
 from ..processing_vtfusion import TextRow, VTFusionBatch, VTFusionProcessor, read_text
 from .arguments import TokenDataArguments
 from .data import load_token_classification_dataset
-from .fine_tuning import limit_rows, read_records
+from .fine_tuning import limit_rows, map_to_windows, read_records
 from .images import RowKeys
 from .metrics import compute_entity_metrics, entity_counts, entity_report
 
@@ -58,26 +58,10 @@ def encode_windows(
         [`VTFusionBatch`]), `row` (the text it is a part of), `length` and `image_keys`.
     """
 
-    def encode(batch: dict[str, list], indices: list[int]) -> dict[str, list]:
-        windows = processor.encode_text(batch["tokens"], word_labels=batch["ner_tags"])
-        rows = [indices[row] for row in windows["row"]]
-        return {
-            **windows,
-            "row": rows,
-            "length": [len(ids) for ids in windows["input_ids"]],
-            "image_keys": [image_keys[row] for row in rows],
-        }
+    def encode(batch: dict[str, list]) -> dict[str, list]:
+        return processor.encode_text(batch["tokens"], word_labels=batch["ner_tags"])
 
-    return dataset.map(
-        encode,
-        batched=True,
-        with_indices=True,
-        remove_columns=dataset.column_names,
-        num_proc=num_proc,
-        # A cached result would outlive a change of the processor's code.
-        load_from_cache_file=False,
-        desc="Tokenizing",
-    )
+    return map_to_windows(dataset, encode, image_keys, num_proc)
 
 
 class WordEvaluator:

@@ -19,6 +19,7 @@ HUB_FILES = {
     "configuration_vtfusion.py",
     "modeling_vtfusion.py",
     "fusion_vtfusion.py",
+    "visual_vtfusion.py",
     "processing_vtfusion.py",
 }
 OTHER_FILES = {
@@ -124,6 +125,12 @@ def test_config_maps_every_class(saved):
         "AutoConfig": "configuration_vtfusion.VTFusionConfig",
         "AutoModel": "modeling_vtfusion.VTFusionModel",
         "AutoModelForTokenClassification": "modeling_vtfusion.VTFusionForTokenClassification",
+        "AutoModelForSequenceClassification": "modeling_vtfusion.VTFusionForSequenceClassification",
+        "AutoModelForQuestionAnswering": "modeling_vtfusion.VTFusionForQuestionAnswering",
+        "AutoModelForVisualQuestionAnswering": "modeling_vtfusion.VTFusionForVisualQuestionAnswering",
+        "AutoModelForMaskedLM": "pretraining_vtfusion.VTFusionForMaskedLM",
+        "AutoModelForZeroShotImageClassification": "pretraining_vtfusion.VTFusionForImageTextRetrieval",
+        "AutoModelForPreTraining": "pretraining_vtfusion.VTFusionForPreTraining",
         "AutoProcessor": "processing_vtfusion.VTFusionProcessor",
     }
     assert config["architectures"] == ["VTFusionForTokenClassification"]

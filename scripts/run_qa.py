@@ -1,0 +1,110 @@
+#!/usr/bin/env python
+"""
+Fine-tunes VTFusion to find the answer to a question in a text, with or without images, and tests it with the true
+images and with none.
+
+On your own files (JSONL, CSV, parquet, or a folder with metadata.jsonl; columns `question`, `context`, `answers` and
+`image`, or say which with `--question_column`, `--context_column`, `--answers_column`, `--image_column`). `answers` is as
+in SQuAD (`{"text": […], "answer_start": […]}`), or a string or list of strings that is looked up in the context; empty,
+where there is no answer. Texts of any length become windows:
+
+python scripts/run_qa.py \
+    --text_model google-bert/bert-base-cased --vision_model microsoft/resnet-50 \
+    --train_file train.jsonl --validation_file valid.jsonl --test_file test.jsonl \
+    --learning_rate 5e-5 --fusion_learning_rate 5e-4 --num_train_epochs 3 \
+    --output_dir outputs/qa
+
+Did the image help? `--image_ablation --seeds 0 1 2` trains the model and its text-only twin for every seed, tests with
+the true, shuffled, blank and no image, and prints one table and a verdict.
+
+`--metric_for_best_model` is `f1` or `exact_match`. Writes to `output_dir`: the model with its processor and code,
+`results.json`, `test_report.txt` and `test_predictions.jsonl`; an ablation writes these into `seed-N/fused` and
+`seed-N/text_only`, and `image_ablation.{md,json,png}`.
+"""
+
+from typing import Any
+
+from transformers import HfArgumentParser
+
+from vtfusion.training.arguments import (
+    AblationArguments,
+    ModelArguments,
+    QuestionDataArguments,
+    VTFusionTrainingArguments,
+)
+
+
+def run(
+    model_args: ModelArguments, data_args: QuestionDataArguments, training_args: VTFusionTrainingArguments
+) -> dict[str, Any]:
+    """One training with its tests."""
+    from vtfusion import VTFusionForQuestionAnswering
+    from vtfusion.training.fine_tuning import by_length, fine_tune, start_run
+    from vtfusion.training.images import prepare_images
+    from vtfusion.training.loading import load_model
+    from vtfusion.training.question_answering import QuestionEvaluator, encode_question_windows, load_contexts
+
+    start_run(training_args)
+    with training_args.main_process_first(desc="loading the data"):
+        dataset = load_contexts(data_args)
+    model, processor = load_model(VTFusionForQuestionAnswering, model_args)
+    images = prepare_images(dataset, model, processor, data_args, training_args)
+    windows = by_length(
+        {
+            split: encode_question_windows(rows, processor, images[0][split], data_args.num_proc)
+            for split, rows in dataset.items()
+        }
+    )
+    some_without = any(not answers["text"] for rows in dataset.values() for answers in rows["answers"])
+    if data_args.null_threshold and not some_without:
+        raise ValueError("`null_threshold` is for data with questions that have no answer; here all have one.")
+    evaluators = {
+        split: QuestionEvaluator(
+            rows,
+            windows[split],
+            processor,
+            max_answer_length=data_args.max_answer_length,
+            allow_no_answer=some_without,
+            null_threshold=data_args.null_threshold,
+        )
+        for split, rows in dataset.items()
+        if split != "train"
+    }
+    return fine_tune(model, processor, windows, evaluators, images, data_args, training_args, "question-answering")
+
+
+def ablate(
+    model_args: ModelArguments,
+    data_args: QuestionDataArguments,
+    seeds: list[int],
+    training_args: VTFusionTrainingArguments,
+) -> Any:
+    """The study of `--image_ablation`."""
+    from vtfusion.app.plotting import save_ablation
+    from vtfusion.training.ablation import ablate_images
+    from vtfusion.training.question_answering import answer_scores, load_contexts, read_answer_counts
+
+    dataset = load_contexts(data_args)
+    if "test" not in dataset or "train" not in dataset:
+        raise ValueError("`image_ablation` needs a split to train on and one to test on.")
+    report = ablate_images(run, read_answer_counts, answer_scores, "F1", model_args, data_args, seeds, training_args)
+    if report is not None:
+        save_ablation(report, training_args.output_dir)
+    return report
+
+
+def main(
+    model_args: ModelArguments,
+    data_args: QuestionDataArguments,
+    ablation_args: AblationArguments,
+    training_args: VTFusionTrainingArguments,
+) -> Any:
+    if ablation_args.image_ablation:
+        return ablate(model_args, data_args, ablation_args.seeds or [0, 1, 2], training_args)
+    return run(model_args, data_args, training_args)
+
+
+if __name__ == "__main__":
+    parser = HfArgumentParser((ModelArguments, QuestionDataArguments, AblationArguments, VTFusionTrainingArguments))
+    parser.set_defaults(metric_for_best_model="f1")
+    main(*parser.parse_args_into_dataclasses())

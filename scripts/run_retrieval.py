@@ -1,0 +1,102 @@
+#!/usr/bin/env python
+"""
+Fine-tunes VTFusion to find images for texts and texts for images, and tests it by recall: all captions of the test split
+against all its images by their vectors, then the `--rerank_top_k` best of each ranked again by the matching score of the
+fused pair, both side by side.
+
+On your own files (JSONL, CSV, parquet, or a folder with metadata.jsonl; columns `text` or `captions`, one or a list, and
+`image`, or say which with `--text_column`, `--image_column`). Rows with the same image are put together:
+
+python scripts/run_retrieval.py \
+    --text_model sentence-transformers/all-MiniLM-L6-v2 --vision_model microsoft/resnet-50 \
+    --train_file train.jsonl --validation_file valid.jsonl --test_file test.jsonl \
+    --learning_rate 5e-5 --fusion_learning_rate 5e-4 --num_train_epochs 10 --per_device_train_batch_size 64 \
+    --output_dir outputs/retrieval
+
+The other captions of a batch are what an image is told apart from, so a larger batch teaches more.
+`--model_name_or_path` goes on from a model of run_pretraining.py. The best checkpoint has the best `recall_mean` of the
+vectors on the validation split. There is no `--image_ablation` and no `--text_only`: without images there is nothing to
+find.
+
+Writes to `output_dir`: the model with its processor and code, `results.json`, `test_report.txt` and
+`test_predictions.jsonl` (for each caption the row of its image, and the ranks of it before and after re-ranking).
+"""
+
+from typing import Any
+
+from transformers import HfArgumentParser
+
+from vtfusion.training.arguments import (
+    CaptionDataArguments,
+    ModelArguments,
+    RetrievalArguments,
+    VTFusionTrainingArguments,
+    random_order,
+)
+
+
+def run(
+    model_args: ModelArguments,
+    data_args: CaptionDataArguments,
+    retrieval_args: RetrievalArguments,
+    training_args: VTFusionTrainingArguments,
+) -> dict[str, Any]:
+    """One training with its tests."""
+    from vtfusion import VTFusionForImageTextRetrieval
+    from vtfusion.training.fine_tuning import start_run
+    from vtfusion.training.image_text import (
+        CaptionCollator,
+        RetrievalSplit,
+        RetrievalTrainer,
+        early_stopping,
+        load_captioned_images,
+        prepare_captions,
+        recall_report,
+        save_results,
+        train_model,
+        write_retrieval,
+    )
+    from vtfusion.training.images import prepare_images
+    from vtfusion.training.loading import load_model
+
+    start_run(training_args)
+    with training_args.main_process_first(desc="loading the data"):
+        dataset = load_captioned_images(data_args)
+    model, processor = load_model(VTFusionForImageTextRetrieval, model_args)
+    image_keys, store, cache = prepare_images(dataset, model, processor, data_args, training_args)
+    rows = prepare_captions(dataset, processor, image_keys, data_args, training_args, keep_without_image=False)
+    splits = {name: RetrievalSplit.from_dataset(part) for name, part in rows.items() if name != "train"}
+    if "validation" not in splits:
+        training_args.eval_strategy, training_args.load_best_model_at_end = "no", False
+    trainer = RetrievalTrainer(
+        model=model,
+        args=training_args,
+        data_collator=CaptionCollator(processor, store, cache, seed=training_args.seed),
+        train_dataset=rows.get("train"),
+        eval_dataset=splits.get("validation"),
+        processing_class=processor,
+        callbacks=early_stopping(training_args),
+    )
+    results: dict[str, Any] = train_model(trainer, training_args) if "train" in rows else {}
+    # A matching score that is not learned ranks nothing.
+    top_k = retrieval_args.rerank_top_k if model.config.matching_loss_weight > 0 else 0
+    for name, split in splits.items():
+        ranks = trainer.retrieve(split, top_k)
+        scores = {way: each.scores() for way, each in ranks.items()}
+        results[name] = {**scores, "captions": len(split.texts), "images": len(split.image_keys)}
+        if training_args.process_index == 0:
+            print(
+                f"\n{name}: {len(split.texts):,} captions, {len(split.image_keys):,} images\n{recall_report(scores)}"
+            )
+            if name == "test":
+                write_retrieval(training_args.output_dir, split, ranks)
+    save_results(results, training_args)
+    if training_args.push_to_hub:
+        trainer.push_to_hub(tasks="zero-shot-image-classification")
+    return results
+
+
+if __name__ == "__main__":
+    parser = HfArgumentParser((ModelArguments, CaptionDataArguments, RetrievalArguments, VTFusionTrainingArguments))
+    parser.set_defaults(metric_for_best_model="recall_mean", **random_order())
+    run(*parser.parse_args_into_dataclasses())
