@@ -133,31 +133,26 @@ def test_matching_loss_of_drawn_pairs(head, monkeypatch):
 
 
 def test_matching_learns():
-    """Each word has its region: after some steps true pairs score above wrong ones, and texts find their images."""
+    """Each word has its region. Who answers the same for every pair cannot get below ln 3 - 2/3 ln 2 = 0.64."""
     torch.manual_seed(0)
     config = tiny_config("bert", "precomputed", fusion_dropout=0.0)
     config.text_config.hidden_dropout_prob = config.text_config.attention_probs_dropout_prob = 0.0
     model = VTFusionForImageTextRetrieval(config).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
     words = torch.arange(4)
-    regions = torch.randn(4, 12)
-
-    def batch(pictures: torch.Tensor) -> dict[str, torch.Tensor]:
-        return {
-            "input_ids": (words + 10)[:, None].expand(-1, 3),
-            "visual_embeds": regions[pictures][:, None].expand(-1, 2, -1),
-        }
-
-    for _ in range(120):
-        outputs = model(**batch(words), return_loss=True)
+    inputs = {
+        "input_ids": (words + 10)[:, None].expand(-1, 3),
+        "visual_embeds": torch.randn(4, 12)[:, None].expand(-1, 2, -1),
+    }
+    losses = []
+    for _ in range(100):
+        outputs = model(**inputs, return_loss=True)
         optimizer.zero_grad()
         outputs.loss.backward()
         optimizer.step()
-    model.eval()
-    true = run(model, **batch(words))
-    wrong = torch.cat([run(model, **batch(words.roll(shift))).matching_logits for shift in (1, 2, 3)])
-    assert true.logits_per_text.argmax(dim=-1).tolist() == words.tolist()
-    assert (true.matching_logits[:, None] > wrong[None, :]).float().mean() > 0.9
+        losses.append(outputs.matching_loss.item())
+    assert sum(losses[-10:]) / 10 < 0.5
+    assert run(model.eval(), **inputs).logits_per_text.argmax(dim=-1).tolist() == words.tolist()
 
 
 # ------------------------------------------------------------------------------------------------------- retrieval

@@ -33,8 +33,15 @@ def sample(tmp_path_factory) -> Path:
     return folder
 
 
-def run(sample: Path, output: Path, *extra: str, launcher: tuple[str, ...] = (sys.executable,)) -> dict:
-    command = [*launcher, str(SCRIPTS / "run_ner.py"), "--dataset_name", str(sample / "data")]
+def run(
+    sample: Path,
+    output: Path,
+    *extra: str,
+    launcher: tuple[str, ...] = (sys.executable,),
+    script: str = "run_ner.py",
+    leave_out: tuple[str, ...] = (),
+) -> dict:
+    command = [*launcher, str(SCRIPTS / script), "--dataset_name", str(sample / "data")]
     if "--model_name_or_path" not in extra:
         command += ["--text_model", str(sample / "text"), "--vision_model", str(sample / "vision")]
         command += ["--fusion_hidden_size", "16"]
@@ -48,7 +55,7 @@ def run(sample: Path, output: Path, *extra: str, launcher: tuple[str, ...] = (sy
         "--use_cpu": "True",
     }
     for name, value in defaults.items():
-        if name not in extra:
+        if name not in (*extra, *leave_out):
             command += [name, value]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run([*command, *extra], capture_output=True, text=True, env=environment, check=False)
@@ -92,6 +99,22 @@ def test_windows_of_many_rows_without_image_before_the_first_with_one(sample):
     rows = Dataset.from_dict({"tokens": [["Mirano"]] * 1100, "ner_tags": [[1]] * 1100})
     windows = encode_windows(rows, processor, [None] * 1050 + [["key"]] * 50)
     assert windows["image_keys"][1049:1051] == [None, ["key"]]
+
+
+def test_plain_loop_writes_what_the_trainer_writes(sample, tmp_path):
+    options = ["--num_train_epochs", "2", "--gradient_accumulation_steps", "2"]
+    results = run(
+        sample,
+        tmp_path,
+        *options,
+        script="run_ner_no_trainer.py",
+        leave_out=("--logging_steps", "--use_cpu"),
+    )
+    assert set(results["test"]) == {"true", "none"} and results["test"]["true"]["support"] == 24
+    assert results["stdout"].count("validation F1") == 2
+    assert len((tmp_path / "test_predictions.jsonl").read_text().splitlines()) == 24
+    again = run(sample, tmp_path / "b", "--model_name_or_path", str(tmp_path), "--num_train_epochs", "0")
+    assert again["test"] == results["test"]
 
 
 def test_trained_encoders_and_test_alone(sample, tmp_path):

@@ -122,7 +122,6 @@ def fine_tune(
     data_args: DataArguments,
     training_args: VTFusionTrainingArguments,
     tasks: str,
-    results: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """
     Trains on the windows of the split `"train"`, if there is one, and tests on the others.
@@ -147,16 +146,13 @@ def fine_tune(
             All the rest.
         tasks (`str`):
             The task's name on the Hub, for the model card.
-        results (`Mapping[str, Any]`, *optional*):
-            What shall stand in `results.json` besides.
 
     Returns:
         `dict[str, Any]`: what stands in `results.json`: the scores by split and image condition, seconds, peak memory,
         seed and versions.
     """
     image_keys, store, cache = images
-    results = dict(results or {})
-    is_main = training_args.process_index == 0
+    results: dict[str, Any] = {}
     if "validation" not in windows:
         training_args.eval_strategy, training_args.load_best_model_at_end = "no", False
     callbacks: list[TrainerCallback] = []
@@ -185,6 +181,36 @@ def fine_tune(
 
     # Scored below, by the evaluator of the split.
     trainer.compute_metrics = None
+    results |= test_conditions(
+        lambda rows: trainer.predict(rows).predictions, windows, evaluators, image_keys, data_args, training_args
+    )
+    write_results(results, training_args)
+    if training_args.push_to_hub:
+        trainer.push_to_hub(tasks=tasks)
+    return results
+
+
+def test_conditions(
+    predict: Callable[[Dataset], Any],
+    windows: Mapping[str, Dataset],
+    evaluators: Mapping[str, Evaluator],
+    image_keys: Mapping[str, list[RowKeys]],
+    data_args: DataArguments,
+    training_args: VTFusionTrainingArguments,
+) -> dict[str, Any]:
+    """
+    Tests under every image condition; prints and writes the report of each split, and writes `test_predictions.jsonl`.
+
+    Args:
+        predict (`Callable`): from windows to the raw predictions for them, in their order.
+        windows, evaluators, data_args, training_args: as for [`fine_tune`].
+        image_keys (`Mapping[str, list[list[str] | None]]`): for each split the keys of the images of each row.
+
+    Returns:
+        `dict[str, Any]`: the scores by split and image condition.
+    """
+    is_main = training_args.process_index == 0
+    results: dict[str, Any] = {}
     for split, evaluator in evaluators.items():
         conditions = ["none"] if data_args.text_only else data_args.image_conditions
         # The validation split chose the checkpoint; only its true images are of interest.
@@ -192,37 +218,39 @@ def fine_tune(
         records: list[dict[str, Any]] = []
         for condition in conditions:
             keys = apply_condition(image_keys[split], condition, training_args.seed)
-            predictions = trainer.predict(
-                with_image_keys(windows[split], keys), metric_key_prefix=condition
-            ).predictions
+            predictions = predict(with_image_keys(windows[split], keys))
             answers = evaluator.answers(predictions)
             scores = evaluator.score(answers)
             results.setdefault(split, {})[condition] = scores
+            if not is_main:
+                continue
             if condition == conditions[0]:
-                records = evaluator.records(predictions, keys) if is_main and split == "test" else []
-                if is_main:
-                    report = evaluator.report(scores)
-                    print(f"\n{split}, image: {condition}\n{report}")
-                    Path(training_args.output_dir, f"{split}_report.txt").write_text(report + "\n", encoding="utf-8")
-            for record, answer in zip(records, answers if condition != conditions[0] else [], strict=False):
-                record[f"{evaluator.field}_{condition}"] = answer
+                report = evaluator.report(scores)
+                print(f"\n{split}, image: {condition}\n{report}")
+                Path(training_args.output_dir, f"{split}_report.txt").write_text(report + "\n", encoding="utf-8")
+                records = evaluator.records(predictions, keys) if split == "test" else []
+            else:
+                for record, answer in zip(records, answers, strict=True):
+                    record[f"{evaluator.field}_{condition}"] = answer
         if is_main and split == "test":
             with open(Path(training_args.output_dir, "test_predictions.jsonl"), "w", encoding="utf-8") as file:
                 file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
             scored = (f"{name} {100 * results[split][name][evaluator.metric]:.2f}" for name in conditions)
             print(f"\ntest {evaluator.metric} by image:  {'  '.join(scored)}")
     results["test_texts_with_image"] = sum(keys is not None for keys in image_keys.get("test", []))
+    return results
+
+
+def write_results(results: dict[str, Any], training_args: VTFusionTrainingArguments) -> None:
+    """Adds peak memory, seed and versions, and writes `results.json`."""
     results["peak_memory_mb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
     results["seed"] = training_args.seed
     results["versions"] = package_versions()
-    if is_main:
+    if training_args.process_index == 0:
         Path(training_args.output_dir).mkdir(parents=True, exist_ok=True)
         path = Path(training_args.output_dir, "results.json")
         path.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
         logger.info("results written to %s", path)
-    if training_args.push_to_hub:
-        trainer.push_to_hub(tasks=tasks)
-    return results
 
 
 def read_records(folder: str | os.PathLike, field: str) -> tuple[list[dict[str, Any]], dict[str, str]]:

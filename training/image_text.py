@@ -800,6 +800,8 @@ class RetrievalTrainer(ImageTextTrainer):
     the vectors. Every process searches by itself.
     """
 
+    control: TrainerControl
+
     def evaluate(
         self,
         eval_dataset: RetrievalSplit | None = None,

@@ -9,6 +9,27 @@ from transformers import Trainer
 _ENCODERS = ("text_model.", "vision_model.")
 
 
+def parameter_groups(
+    model: torch.nn.Module, learning_rate: float, fusion_learning_rate: float, weight_decay: float = 0.0
+) -> list[dict[str, Any]]:
+    """
+    What an optimizer takes: the trained parameters by learning rate and weight decay.
+
+    Args:
+        model (`torch.nn.Module`): a VTFusion model.
+        learning_rate (`float`): of the encoders.
+        fusion_learning_rate (`float`): of all that is new, the fusion layers and the head.
+        weight_decay (`float`, *optional*, defaults to 0.0): of matrices; biases, norms and scales have none.
+    """
+    groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            is_encoder = any(f".{part}" in f".{name}" for part in _ENCODERS)
+            rate = learning_rate if is_encoder else fusion_learning_rate
+            groups.setdefault((rate, weight_decay if parameter.dim() > 1 else 0.0), []).append(parameter)
+    return [{"params": each, "lr": rate, "weight_decay": decay} for (rate, decay), each in groups.items()]
+
+
 class VTFusionTrainer(Trainer):
     """
     [`Trainer`] for VTFusion models; takes [`VTFusionTrainingArguments`].
@@ -22,24 +43,11 @@ class VTFusionTrainer(Trainer):
         if self.optimizer is not None or self.args.fusion_learning_rate is None:
             return super().create_optimizer() if model is None else super().create_optimizer(model)
         model = self.model if model is None else model
-        decayed = set(self.get_decay_parameter_names(model))
-        groups: dict[tuple[bool, bool], list[torch.nn.Parameter]] = {}
-        for name, parameter in model.named_parameters():
-            if parameter.requires_grad:
-                is_new = not any(f".{part}" in f".{name}" for part in _ENCODERS)
-                groups.setdefault((is_new, name in decayed), []).append(parameter)
         optimizer_class, kwargs = self.get_optimizer_cls_and_kwargs(self.args, model)
-        self.optimizer = optimizer_class(
-            [
-                {
-                    "params": parameters,
-                    "weight_decay": self.args.weight_decay if decay else 0.0,
-                    "lr": self.args.fusion_learning_rate if is_new else self.args.learning_rate,
-                }
-                for (is_new, decay), parameters in groups.items()
-            ],
-            **kwargs,
+        groups = parameter_groups(
+            model, self.args.learning_rate, self.args.fusion_learning_rate, self.args.weight_decay
         )
+        self.optimizer = optimizer_class(groups, **kwargs)
         return self.optimizer
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Sampler | None:
