@@ -18,6 +18,9 @@ if __name__ == "vtfusion":
 
     from .configuration_vtfusion import VTFusionConfig
     from .modeling_vtfusion import (
+        VTFusionForImageTextRetrieval,
+        VTFusionForMaskedLM,
+        VTFusionForPreTraining,
         VTFusionForQuestionAnswering,
         VTFusionForSequenceClassification,
         VTFusionForTokenClassification,
@@ -25,7 +28,6 @@ if __name__ == "vtfusion":
         VTFusionModel,
         VTFusionPreTrainedModel,
     )
-    from .pretraining_vtfusion import VTFusionForImageTextRetrieval, VTFusionForMaskedLM, VTFusionForPreTraining
     from .processing_vtfusion import VTFusionProcessor
 
     AutoConfig.register("vtfusion", VTFusionConfig)

@@ -57,9 +57,10 @@ class VTFusionConfig(PreTrainedConfig):
             How the heads that judge a whole text make one vector of its tokens: their `"mean"`, the `"first"` token or
             the `"last"`.
         class_weights (`list[float]`, *optional*):
-            Weight of each label in the cross-entropy of L_ct and L_t, against classes of unequal size.
+            Weight of each label in the cross-entropy of L_ct and L_t, against classes of unequal size. Of the heads
+            that classify tokens, texts or answers.
         label_smoothing (`float`, *optional*, defaults to 0.0):
-            The part of a label's probability that is spread over all labels, in L_ct and L_t.
+            The part of a label's probability that is spread over all labels, in L_ct and L_t of the same heads.
         output_fusion_attentions (`bool`, *optional*, defaults to `False`):
             Whether outputs carry the similarity and the attention maps of the last fusion layer.
         initializer_range (`float`, *optional*, defaults to 0.02):
@@ -207,9 +208,9 @@ class VTFusionConfig(PreTrainedConfig):
             "AutoModelForSequenceClassification": "modeling_vtfusion.VTFusionForSequenceClassification",
             "AutoModelForQuestionAnswering": "modeling_vtfusion.VTFusionForQuestionAnswering",
             "AutoModelForVisualQuestionAnswering": "modeling_vtfusion.VTFusionForVisualQuestionAnswering",
-            "AutoModelForMaskedLM": "pretraining_vtfusion.VTFusionForMaskedLM",
-            "AutoModelForZeroShotImageClassification": "pretraining_vtfusion.VTFusionForImageTextRetrieval",
-            "AutoModelForPreTraining": "pretraining_vtfusion.VTFusionForPreTraining",
+            "AutoModelForMaskedLM": "modeling_vtfusion.VTFusionForMaskedLM",
+            "AutoModelForZeroShotImageClassification": "modeling_vtfusion.VTFusionForImageTextRetrieval",
+            "AutoModelForPreTraining": "modeling_vtfusion.VTFusionForPreTraining",
             "AutoProcessor": "processing_vtfusion.VTFusionProcessor",
         }
 

@@ -15,9 +15,9 @@ AUTO_MAP = {
     "AutoModelForSequenceClassification": "modeling_vtfusion.VTFusionForSequenceClassification",
     "AutoModelForQuestionAnswering": "modeling_vtfusion.VTFusionForQuestionAnswering",
     "AutoModelForVisualQuestionAnswering": "modeling_vtfusion.VTFusionForVisualQuestionAnswering",
-    "AutoModelForMaskedLM": "pretraining_vtfusion.VTFusionForMaskedLM",
-    "AutoModelForZeroShotImageClassification": "pretraining_vtfusion.VTFusionForImageTextRetrieval",
-    "AutoModelForPreTraining": "pretraining_vtfusion.VTFusionForPreTraining",
+    "AutoModelForMaskedLM": "modeling_vtfusion.VTFusionForMaskedLM",
+    "AutoModelForZeroShotImageClassification": "modeling_vtfusion.VTFusionForImageTextRetrieval",
+    "AutoModelForPreTraining": "modeling_vtfusion.VTFusionForPreTraining",
     "AutoProcessor": "processing_vtfusion.VTFusionProcessor",
 }
 

@@ -426,3 +426,16 @@ def test_text_classification_pipeline(tmp_path):
         assert scores == pytest.approx(
             dict(zip(("bad", "so-so", "good"), expected[row].tolist(), strict=True)), rel=1e-4
         )
+
+
+def test_no_answer_is_the_first_token_behind_padding_on_the_left():
+    model = make_head("qa")
+    inputs = tiny_inputs("precomputed")
+    places = {"start_positions": torch.tensor([0, 0]), "end_positions": torch.tensor([0, 0])}
+    right = model(**inputs, **places)
+    shifted = {**inputs, "input_ids": inputs["input_ids"].clone(), "attention_mask": inputs["attention_mask"].clone()}
+    for name in ("input_ids", "attention_mask"):
+        shifted[name][1] = inputs[name][1].roll(2)
+    shifted["position_ids"] = torch.stack([torch.arange(7), torch.arange(7).sub(2).clamp(min=0)])
+    left = model(**shifted, **places)
+    torch.testing.assert_close(left.loss, right.loss)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from vtfusion import VTFusionForTokenClassification
+from vtfusion import VTFusionForQuestionAnswering, VTFusionForTokenClassification
 from vtfusion.training.arguments import ModelArguments
 from vtfusion.training.loading import load_model
 from vtfusion.training.sample_data import build_sample_dataset, build_tiny_encoders
@@ -79,3 +79,8 @@ def test_freezing(encoders):
 def test_unclear_choices_raise(args, message):
     with pytest.raises(ValueError, match=message):
         load_model(VTFusionForTokenClassification, ModelArguments(**args), NAMES)
+
+
+def test_flags_for_classes_are_refused_where_there_are_none():
+    with pytest.raises(ValueError, match="`class_weights`, `label_smoothing` would do nothing"):
+        load_model(VTFusionForQuestionAnswering, ModelArguments(class_weights=[1.0, 2.0], label_smoothing=0.1))

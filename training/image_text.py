@@ -38,8 +38,7 @@ from transformers import (
 from transformers.trainer_utils import EvalLoopOutput, IntervalStrategy, get_last_checkpoint
 from transformers.utils import logging
 
-from ..modeling_vtfusion import VTFusionModelOutput
-from ..pretraining_vtfusion import VTFusionForPreTraining
+from ..modeling_vtfusion import VTFusionForPreTraining, VTFusionModelOutput
 from ..processing_vtfusion import VTFusionProcessor, decode_image
 from .arguments import CaptionDataArguments, ModelArguments, PretrainingArguments, VTFusionTrainingArguments
 from .collator import FusionCollator

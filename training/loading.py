@@ -27,6 +27,12 @@ _SETTINGS = ("fusion_dropout", "image_dropout", *_LOSS_WEIGHTS, "pooling", "clas
 # Heads that learn without labels. Their loss weights are of words, matching and search, and none of them has L_v.
 _WITHOUT_LABELS = ("VTFusionForMaskedLM", "VTFusionForPreTraining", "VTFusionForImageTextRetrieval")
 
+_CLASSIFIERS = (
+    "VTFusionForTokenClassification",
+    "VTFusionForSequenceClassification",
+    "VTFusionForVisualQuestionAnswering",
+)
+
 Model = TypeVar("Model", bound=VTFusionPreTrainedModel)
 
 
@@ -49,6 +55,9 @@ def load_model(
     Raises:
         `ValueError`: neither or both of checkpoint and encoders are given, or a flag does not fit a checkpoint.
     """
+    unused = [name for name in ("class_weights", "label_smoothing") if getattr(args, name) is not None]
+    if unused and model_class.__name__ not in _CLASSIFIERS:
+        raise ValueError(f"`{'`, `'.join(unused)}` would do nothing: {model_class.__name__} has no classes.")
     labels = dict(config)
     if label_names:
         labels["id2label"] = dict(enumerate(label_names))

@@ -19,6 +19,7 @@ HUB_FILES = {
     "configuration_vtfusion.py",
     "modeling_vtfusion.py",
     "fusion_vtfusion.py",
+    "outputs_vtfusion.py",
     "visual_vtfusion.py",
     "processing_vtfusion.py",
 }
@@ -128,9 +129,9 @@ def test_config_maps_every_class(saved):
         "AutoModelForSequenceClassification": "modeling_vtfusion.VTFusionForSequenceClassification",
         "AutoModelForQuestionAnswering": "modeling_vtfusion.VTFusionForQuestionAnswering",
         "AutoModelForVisualQuestionAnswering": "modeling_vtfusion.VTFusionForVisualQuestionAnswering",
-        "AutoModelForMaskedLM": "pretraining_vtfusion.VTFusionForMaskedLM",
-        "AutoModelForZeroShotImageClassification": "pretraining_vtfusion.VTFusionForImageTextRetrieval",
-        "AutoModelForPreTraining": "pretraining_vtfusion.VTFusionForPreTraining",
+        "AutoModelForMaskedLM": "modeling_vtfusion.VTFusionForMaskedLM",
+        "AutoModelForZeroShotImageClassification": "modeling_vtfusion.VTFusionForImageTextRetrieval",
+        "AutoModelForPreTraining": "modeling_vtfusion.VTFusionForPreTraining",
         "AutoProcessor": "processing_vtfusion.VTFusionProcessor",
     }
     assert config["architectures"] == ["VTFusionForTokenClassification"]

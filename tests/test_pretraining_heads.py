@@ -18,7 +18,7 @@ from vtfusion import (
     VTFusionModel,
     VTFusionPreTrainedModel,
     VTFusionProcessor,
-    pretraining_vtfusion,
+    modeling_vtfusion,
 )
 from vtfusion.visual_vtfusion import build_encoder
 
@@ -120,7 +120,7 @@ def test_matching_loss_of_drawn_pairs(head, monkeypatch):
         seen.append(similarity)
         return (rows, images), (texts, rows)
 
-    monkeypatch.setattr(pretraining_vtfusion, "hard_negatives", drawn)
+    monkeypatch.setattr(modeling_vtfusion, "hard_negatives", drawn)
     outputs = run(model, **inputs, **HEADS[head].labels(4))
     torch.testing.assert_close(seen[0], outputs.logits_per_text)
     expected = 0.0
