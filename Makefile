@@ -9,7 +9,8 @@ ARGS ?=
 
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-PYTEST := $(BIN)/pytest -n $(WORKERS)
+# worksteal: the scripts' tests at the end are the longest, and no worker should wait beside them
+PYTEST := $(BIN)/pytest -n $(WORKERS) --dist worksteal
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help

@@ -44,21 +44,16 @@ def run(
     training_args: VTFusionTrainingArguments,
 ) -> dict[str, Any]:
     """One training with its tests."""
-    from vtfusion.training.fine_tuning import start_run
-    from vtfusion.training.image_text import (
+    from vtfusion.training.captions import (
         CaptionCollator,
-        ImageTextTrainer,
         check_streaming,
-        early_stopping,
         load_captioned_images,
-        load_pretraining_model,
-        masked_part,
         open_caption_streams,
         prepare_captions,
-        save_results,
-        train_model,
     )
+    from vtfusion.training.fine_tuning import early_stopping, start_run, train_model, write_results
     from vtfusion.training.images import ImageStore, prepare_images
+    from vtfusion.training.pretraining import ImageTextTrainer, load_pretraining_model, masked_part
 
     start_run(training_args)
     rows: dict[str, Any]
@@ -92,7 +87,7 @@ def run(
         processing_class=processor,
         callbacks=early_stopping(training_args),
     )
-    results: dict[str, Any] = train_model(trainer, training_args) if "train" in rows else {}
+    results: dict[str, Any] = train_model(trainer) if "train" in rows else {}
     for name, split in rows.items():
         if name == "train":
             continue
@@ -103,7 +98,7 @@ def run(
             print(f"\n{name}: {'  '.join(losses)}")
     if collator.bad_images and training_args.process_index == 0:
         print(f"{collator.bad_images:,} times an image could not be read and was left out")
-    save_results(results, training_args)
+    write_results(results, training_args)
     if training_args.push_to_hub:
         trainer.push_to_hub()
     return results

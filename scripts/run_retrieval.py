@@ -43,19 +43,9 @@ def run(
 ) -> dict[str, Any]:
     """One training with its tests."""
     from vtfusion import VTFusionForImageTextRetrieval
-    from vtfusion.training.fine_tuning import start_run
-    from vtfusion.training.image_text import (
-        CaptionCollator,
-        RetrievalSplit,
-        RetrievalTrainer,
-        early_stopping,
-        load_captioned_images,
-        prepare_captions,
-        recall_report,
-        save_results,
-        train_model,
-        write_retrieval,
-    )
+    from vtfusion.training.captions import CaptionCollator, load_captioned_images, prepare_captions
+    from vtfusion.training.fine_tuning import early_stopping, start_run, train_model, write_results
+    from vtfusion.training.image_text_retrieval import RetrievalSplit, RetrievalTrainer, recall_report, write_retrieval
     from vtfusion.training.images import prepare_images
     from vtfusion.training.loading import load_model
 
@@ -77,7 +67,7 @@ def run(
         processing_class=processor,
         callbacks=early_stopping(training_args),
     )
-    results: dict[str, Any] = train_model(trainer, training_args) if "train" in rows else {}
+    results: dict[str, Any] = train_model(trainer) if "train" in rows else {}
     # A matching score that is not learned ranks nothing.
     top_k = retrieval_args.rerank_top_k if model.config.matching_loss_weight > 0 else 0
     for name, split in splits.items():
@@ -90,7 +80,7 @@ def run(
             )
             if name == "test":
                 write_retrieval(training_args.output_dir, split, ranks)
-    save_results(results, training_args)
+    write_results(results, training_args)
     if training_args.push_to_hub:
         trainer.push_to_hub(tasks="zero-shot-image-classification")
     return results

@@ -33,17 +33,18 @@ from vtfusion.training.arguments import (
     PretrainingArguments,
     VTFusionTrainingArguments,
 )
-from vtfusion.training.image_text import (
+from vtfusion.training.captions import (
     CaptionCollator,
-    RetrievalSplit,
-    RetrievalTrainer,
-    best_ranks,
     check_streaming,
     encode_captions,
     group_by_image,
     load_captioned_images,
-    load_pretraining_model,
     open_caption_streams,
+)
+from vtfusion.training.image_text_retrieval import (
+    RetrievalSplit,
+    RetrievalTrainer,
+    best_ranks,
     recall_report,
     recall_scores,
     rerank,
@@ -51,6 +52,7 @@ from vtfusion.training.image_text import (
 )
 from vtfusion.training.images import ImageStore
 from vtfusion.training.loading import load_model
+from vtfusion.training.pretraining import load_pretraining_model
 
 WORDS = ("fox", "john", "paris", "york")
 

@@ -155,9 +155,6 @@ def fine_tune(
     results: dict[str, Any] = {}
     if "validation" not in windows:
         training_args.eval_strategy, training_args.load_best_model_at_end = "no", False
-    callbacks: list[TrainerCallback] = []
-    if training_args.early_stopping_patience is not None:
-        callbacks.append(EarlyStoppingCallback(training_args.early_stopping_patience))
     trainer = VTFusionTrainer(
         model=model,
         args=training_args,
@@ -166,18 +163,10 @@ def fine_tune(
         eval_dataset=windows.get("validation"),
         compute_metrics=evaluators.get("validation"),
         processing_class=processor,
-        callbacks=callbacks,
+        callbacks=early_stopping(training_args),
     )
     if "train" in windows:
-        checkpoint = training_args.resume_from_checkpoint
-        if checkpoint in ("True", "true", True):
-            checkpoint = get_last_checkpoint(training_args.output_dir)
-        started = time.perf_counter()
-        trainer.train(resume_from_checkpoint=checkpoint)
-        results["train_seconds"] = round(time.perf_counter() - started, 1)
-        merge_lora(model)
-        trainer.save_model()
-        trainer.save_state()
+        results |= train_model(trainer)
 
     # Scored below, by the evaluator of the split.
     trainer.compute_metrics = None
@@ -188,6 +177,31 @@ def fine_tune(
     if training_args.push_to_hub:
         trainer.push_to_hub(tasks=tasks)
     return results
+
+
+def early_stopping(training_args: VTFusionTrainingArguments) -> list[TrainerCallback]:
+    """The callback of `early_stopping_patience`, if it is given."""
+    patience = training_args.early_stopping_patience
+    return [] if patience is None else [EarlyStoppingCallback(patience)]
+
+
+def train_model(trainer: VTFusionTrainer) -> dict[str, Any]:
+    """
+    Trains, from a checkpoint if `resume_from_checkpoint` says so, and saves the model with its processor and code.
+
+    Returns:
+        `dict[str, Any]`: `train_seconds`.
+    """
+    checkpoint = trainer.args.resume_from_checkpoint
+    if checkpoint in ("True", "true", True):
+        checkpoint = get_last_checkpoint(trainer.args.output_dir)
+    started = time.perf_counter()
+    trainer.train(resume_from_checkpoint=checkpoint)
+    seconds = round(time.perf_counter() - started, 1)
+    merge_lora(trainer.model)
+    trainer.save_model()
+    trainer.save_state()
+    return {"train_seconds": seconds}
 
 
 def test_conditions(

@@ -430,12 +430,12 @@ def _image_lists(
     rows = []
     for row, value in zip(indices, batch[column], strict=True):
         place = f"{where}, row {row}, column {column!r}"
-        items = [_image_item(item, folder, place) for item in (value if isinstance(value, list) else [value])]
+        items = [image_item(item, folder, place) for item in (value if isinstance(value, list) else [value])]
         rows.append([item for item in items if item is not None] or None)
     return {"images": rows}
 
 
-def _image_item(value: Any, folder: str | None, place: str) -> dict[str, Any] | None:
+def image_item(value: Any, folder: str | None, place: str) -> dict[str, Any] | None:
     content, path = None, value
     if isinstance(value, bytes):
         content, path = value, None

@@ -37,7 +37,7 @@ _LABEL_COLUMNS = ("label", "labels", "sentiment", "class", "intent")
 _QUESTION_COLUMNS = ("question", "query")
 _CONTEXT_COLUMNS = ("context", "passage", "tokens", "words")
 _ANSWERS_COLUMNS = ("answers", "answer")
-_CAPTION_COLUMNS = ("text", "caption", "captions", "sentence", "sentences")
+CAPTION_COLUMNS = ("text", "caption", "captions", "sentence", "sentences")
 
 _HIDDEN = -1  # what `datasets` allows in the place of a class that is not told
 
@@ -427,12 +427,12 @@ def load_caption_dataset(
     texts: dict[str, Dataset] = {}
     used: dict[str, set[str]] = {}
     for split, source in sources.items():
-        (text,) = find_columns(source, {"text_column": (text_column, _CAPTION_COLUMNS)})
+        (text,) = find_columns(source, {"text_column": (text_column, CAPTION_COLUMNS)})
         used[split] = {text}
         texts[split] = map_columns(
             source,
             [text],
-            _captions,
+            read_captions,
             Features({"text": Value("string"), "image_row": Value("int64")}),
             desc="Reading captions",
             text_column=text,
@@ -801,7 +801,7 @@ def _frequent_answers(train: Dataset, max_answers: int | None) -> list[str]:
 # Captions
 
 
-def _captions(
+def read_captions(
     batch: dict[str, list], indices: list[int], text_column: str, where: str, version: int
 ) -> dict[str, list]:
     result: dict[str, list] = {"text": [], "image_row": []}
