@@ -8,6 +8,7 @@ from typing import Any, Unpack
 import torch
 from torch import nn
 from transformers import AutoConfig, PreTrainedModel, initialization
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import ModelOutput, can_return_tuple
 
 from .configuration_vtfusion import VTFusionConfig
@@ -568,9 +569,9 @@ class VTFusionModel(VTFusionPreTrainedModel):
             image = torch.where(visual_mask[..., None], image, 0.0)
         return image, boxes.flatten(1, 2)
 
-    def encode_images(self, **inputs: Unpack["VTFusionInputs"]) -> torch.FloatTensor:
+    def encode_images(self, **inputs: Unpack[VTFusionInputs]) -> tuple[torch.Tensor, torch.Tensor | None]:
         """
-        Unit vectors `(B, D)` of images, for the contrastive loss; zero where there is no image.
+        X_v `(B, N, D)` of images alone, and which of its positions are there `(B, N)`, `None` where all are.
 
         Args:
             inputs: `pixel_values`, `image_mask`, `pixel_mask`, `visual_embeds`, `visual_boxes` and `visual_mask`, as in
@@ -581,8 +582,10 @@ class VTFusionModel(VTFusionPreTrainedModel):
             raise ValueError("Give `pixel_values` or `visual_embeds`.")
         features, boxes, mask = self._visual_inputs(given.shape[0], *(inputs.get(name) for name in IMAGE_INPUTS))
         if features is None:
-            return self.visual_projection.weight.new_zeros(given.shape[0], self.config.fusion_hidden_size)
-        return pool(self._project_images(features, boxes, mask)[0], mask)
+            # not one image: a single position, which is not there
+            nothing = self.visual_projection.weight.new_zeros(given.shape[0], 1, self.config.fusion_hidden_size)
+            return nothing, torch.zeros(given.shape[0], 1, dtype=torch.bool, device=nothing.device)
+        return self._project_images(features, boxes, mask)[0], mask
 
     def contrastive_scale(self) -> torch.Tensor:
         """1 / temperature of the contrastive loss, a scalar."""
@@ -1200,26 +1203,38 @@ class _VTFusionWithMatching(VTFusionPreTrainedModel):
     vtfusion: VTFusionModel
     matching_head: nn.Module
 
+    @can_return_tuple
     def get_text_features(
         self,
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
         **inputs: Unpack[VTFusionInputs],
-    ) -> torch.FloatTensor:
-        """Unit vectors `(B, D)` of texts, to be compared with [`get_image_features`]; arguments of the base model."""
-        outputs = self.vtfusion(input_ids, attention_mask, return_dict=True, **inputs)
-        return self.vtfusion.pool_text(
-            outputs.text_hidden_state, None if attention_mask is None else attention_mask.bool()
-        )
-
-    def get_image_features(self, **inputs: Unpack[VTFusionInputs]) -> torch.FloatTensor:
+    ) -> BaseModelOutputWithPooling:
         """
-        Unit vectors `(B, D)` of images, to be compared with [`get_text_features`]; zero where there is no image.
+        Vectors of texts: `pooler_output` `(B, D)`, of length 1, to be compared with those of [`get_image_features`].
 
         Args:
-            inputs: `pixel_values` or `visual_embeds` of [`VTFusionModel.forward`], with their masks and boxes.
+            input_ids, attention_mask, inputs: as for [`VTFusionModel.forward`].
         """
-        return self.vtfusion.encode_images(**inputs)
+        outputs = self.vtfusion(input_ids, attention_mask, return_dict=True, **inputs)
+        mask = None if attention_mask is None else attention_mask.bool()
+        return BaseModelOutputWithPooling(
+            last_hidden_state=outputs.text_hidden_state,
+            pooler_output=self.vtfusion.pool_text(outputs.text_hidden_state, mask),
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+    @can_return_tuple
+    def get_image_features(self, **inputs: Unpack[VTFusionInputs]) -> BaseModelOutputWithPooling:
+        """
+        Vectors of images: `pooler_output` `(B, D)`, of length 1, or zero where there is no image.
+
+        Args:
+            inputs: `pixel_values` or `visual_embeds`, with their masks and boxes, as for [`VTFusionModel.forward`].
+        """
+        image, mask = self.vtfusion.encode_images(**inputs)
+        return BaseModelOutputWithPooling(last_hidden_state=image, pooler_output=pool(image, mask))
 
     def match(self, outputs: VTFusionModelOutput, attention_mask: torch.Tensor | None) -> torch.Tensor:
         """Logits `(B,)` of a text and its image belonging together."""
@@ -1300,8 +1315,8 @@ class VTFusionForImageTextRetrieval(_VTFusionWithMatching):
     >>> text = BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64)
     >>> vision = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic")
     >>> model = VTFusionForImageTextRetrieval(VTFusionConfig(text, vision, fusion_hidden_size=16, num_fusion_heads=2))
-    >>> texts = model.get_text_features(torch.tensor([[5, 6, 7], [5, 8, 9]]))
-    >>> images = model.get_image_features(pixel_values=torch.rand(4, 3, 32, 32))
+    >>> texts = model.get_text_features(torch.tensor([[5, 6, 7], [5, 8, 9]])).pooler_output
+    >>> images = model.get_image_features(pixel_values=torch.rand(4, 3, 32, 32)).pooler_output
     >>> (texts @ images.T).shape
     torch.Size([2, 4])
     ```
@@ -1342,8 +1357,8 @@ class VTFusionForImageTextRetrieval(_VTFusionWithMatching):
         if images is not None and texts is not None and images.shape[0] != texts.shape[0] and not return_loss:
             of_images: Any = {name: value for name, value in inputs.items() if name in IMAGE_INPUTS}
             of_texts: Any = {name: value for name, value in inputs.items() if name not in IMAGE_INPUTS}
-            text_embeds = self.get_text_features(input_ids, attention_mask, **of_texts)
-            image_embeds = self.get_image_features(**of_images)
+            text_embeds = self.get_text_features(input_ids, attention_mask, return_dict=True, **of_texts).pooler_output
+            image_embeds = self.get_image_features(return_dict=True, **of_images).pooler_output
             similarity = text_embeds @ image_embeds.T * self.vtfusion.contrastive_scale()
             return VTFusionMatchingOutput(
                 logits_per_text=similarity,

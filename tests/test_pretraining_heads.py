@@ -164,9 +164,9 @@ def test_features_are_unit_vectors_of_each_side_alone(vision):
     inputs = tiny_inputs(vision, batch_size=3) | {"image_mask": torch.tensor([[1], [0], [1]])}
     outputs = run(model, **inputs)
     with torch.no_grad():
-        texts = model.get_text_features(**text_of(inputs))
-        images = model.get_image_features(**images_of(inputs))
-        no_images = model.get_image_features(**images_of(inputs) | {"image_mask": torch.zeros(3, 1)})
+        texts = model.get_text_features(**text_of(inputs)).pooler_output
+        images = model.get_image_features(**images_of(inputs)).pooler_output
+        no_images = model.get_image_features(**images_of(inputs) | {"image_mask": torch.zeros(3, 1)}).pooler_output
     torch.testing.assert_close(texts, outputs.text_embeds)
     torch.testing.assert_close(images, outputs.image_embeds)
     torch.testing.assert_close(texts.norm(dim=-1), torch.ones(3))
@@ -174,7 +174,9 @@ def test_features_are_unit_vectors_of_each_side_alone(vision):
     assert not no_images.any() and no_images.shape == (3, 16)
     for row in range(3):
         with torch.no_grad():
-            alone = model.get_text_features(**{name: value[row : row + 1] for name, value in text_of(inputs).items()})
+            alone = model.get_text_features(
+                **{name: value[row : row + 1] for name, value in text_of(inputs).items()}
+            ).pooler_output
         torch.testing.assert_close(alone[0], texts[row], rtol=1e-5, atol=1e-6)
     scale = model.vtfusion.contrastive_log_scale.exp()
     torch.testing.assert_close(outputs.logits_per_text, texts @ images.T * scale)
@@ -314,8 +316,8 @@ def test_zero_shot_image_classification_pipeline(tmp_path):
     picture, labels = Image.new("RGB", (40, 30), "red"), ["the fox", "john smith lives", "paris"]
     pixels = ViTImageProcessor(size={"height": IMAGE, "width": IMAGE})(picture, return_tensors="pt")["pixel_values"]
     with torch.no_grad():
-        texts = model.get_text_features(**tokenizer(labels, padding=True, return_tensors="pt"))
-        cosines = texts @ model.get_image_features(pixel_values=pixels)[0]
+        texts = model.get_text_features(**tokenizer(labels, padding=True, return_tensors="pt")).pooler_output
+        cosines = texts @ model.get_image_features(pixel_values=pixels).pooler_output[0]
     expected = (cosines * model.vtfusion.contrastive_scale()).softmax(dim=0).tolist()
     found = classify(picture, candidate_labels=labels, hypothesis_template="{}")
     scores = {each["label"]: each["score"] for each in found}

@@ -261,12 +261,12 @@ class RetrievalTrainer(ImageTextTrainer):
         order = self._by_length(split)
         tokens = [split.tokens[place] for place in order.tolist()]
         batches = self._batches(tokens, self.data_collator.pad_captions, "Vectors of captions")
-        vectors = torch.cat([self.model.get_text_features(**batch) for batch in batches])
+        vectors = torch.cat([self.model.get_text_features(**batch).pooler_output for batch in batches])
         return vectors[order.argsort().to(vectors.device)]
 
     def _embed_images(self, split: RetrievalSplit) -> torch.Tensor:
         batches = self._batches(split.image_keys, self.data_collator.gather_images, "Vectors of images")
-        return torch.cat([self.model.get_image_features(**batch) for batch in batches])
+        return torch.cat([self.model.get_image_features(**batch).pooler_output for batch in batches])
 
     def _image_states(self, split: RetrievalSplit) -> tuple[torch.Tensor, torch.Tensor]:
         """X_v of all images `(images, N, D)` and their mask `(images, N)`, in the memory of the host."""
