@@ -340,7 +340,7 @@ def binary_loss(logits: torch.Tensor, counted: torch.Tensor, positive: bool) -> 
 
 
 def hard_negatives(
-    similarity: torch.Tensor, has_image: torch.Tensor
+    similarity: torch.Tensor, has_image: torch.Tensor, draw: bool = True
 ) -> tuple[tuple[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]:
     """
     Pairs that do not belong together: for each text an image of another row, for each image a text of another row,
@@ -350,6 +350,7 @@ def hard_negatives(
     Args:
         similarity (`torch.FloatTensor` of shape `(B, B)`): scaled cosine of text i and image j.
         has_image (`torch.BoolTensor` of shape `(B,)`): rows with an image.
+        draw (`bool`, *optional*, defaults to `True`): whether to draw them; else the most similar is taken.
 
     Returns:
         Two `tuple` of rows of texts `(B,)` and rows of images `(B,)`.
@@ -358,13 +359,13 @@ def hard_negatives(
     same = rows[:, None] == rows[None, :]
     scores = at_least_float32(similarity.detach())
 
-    def draw(scores: torch.Tensor) -> torch.Tensor:
+    def choose(scores: torch.Tensor) -> torch.Tensor:
         weights = scores.masked_fill(same | ~has_image[None, :], float("-inf")).softmax(dim=-1)
         # no other row with an image: itself
         weights = torch.where(weights.isnan(), same.to(weights.dtype), weights)
-        return torch.multinomial(weights, 1).squeeze(-1)
+        return torch.multinomial(weights, 1).squeeze(-1) if draw else weights.argmax(dim=-1)
 
-    return (rows, draw(scores)), (draw(scores.T), rows)
+    return (rows, choose(scores)), (choose(scores.T), rows)
 
 
 def vision_loss(

@@ -569,9 +569,12 @@ class VTFusionModel(VTFusionPreTrainedModel):
             image = torch.where(visual_mask[..., None], image, 0.0)
         return image, boxes.flatten(1, 2)
 
-    def encode_images(self, **inputs: Unpack[VTFusionInputs]) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def encode_images(
+        self, **inputs: Unpack[VTFusionInputs]
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
         """
-        X_v `(B, N, D)` of images alone, and which of its positions are there `(B, N)`, `None` where all are.
+        Images alone: the features `(B, N, visual_hidden_size)`, X_v `(B, N, D)`, and which of their positions are there
+        `(B, N)`, `None` where all are.
 
         Args:
             inputs: `pixel_values`, `image_mask`, `pixel_mask`, `visual_embeds`, `visual_boxes` and `visual_mask`, as in
@@ -583,9 +586,13 @@ class VTFusionModel(VTFusionPreTrainedModel):
         features, boxes, mask = self._visual_inputs(given.shape[0], *(inputs.get(name) for name in IMAGE_INPUTS))
         if features is None:
             # not one image: a single position, which is not there
-            nothing = self.visual_projection.weight.new_zeros(given.shape[0], 1, self.config.fusion_hidden_size)
-            return nothing, torch.zeros(given.shape[0], 1, dtype=torch.bool, device=nothing.device)
-        return self._project_images(features, boxes, mask)[0], mask
+            shape = (given.shape[0], 1, 1)
+            features = self.visual_norm.weight.new_zeros(*shape, self.config.visual_hidden_size)
+            boxes, mask = (
+                features.new_zeros(*shape, 4),
+                torch.zeros(shape[:2], dtype=torch.bool, device=features.device),
+            )
+        return features.flatten(1, 2), self._project_images(features, boxes, mask)[0], mask
 
     def contrastive_scale(self) -> torch.Tensor:
         """1 / temperature of the contrastive loss, a scalar."""
@@ -1228,13 +1235,14 @@ class _VTFusionWithMatching(VTFusionPreTrainedModel):
     @can_return_tuple
     def get_image_features(self, **inputs: Unpack[VTFusionInputs]) -> BaseModelOutputWithPooling:
         """
-        Vectors of images: `pooler_output` `(B, D)`, of length 1, or zero where there is no image.
+        Vectors of images: `pooler_output` `(B, D)`, of length 1, or zero where there is no image; `last_hidden_state`
+        is the vision encoder's features.
 
         Args:
             inputs: `pixel_values` or `visual_embeds`, with their masks and boxes, as for [`VTFusionModel.forward`].
         """
-        image, mask = self.vtfusion.encode_images(**inputs)
-        return BaseModelOutputWithPooling(last_hidden_state=image, pooler_output=pool(image, mask))
+        features, image, mask = self.vtfusion.encode_images(**inputs)
+        return BaseModelOutputWithPooling(last_hidden_state=features, pooler_output=pool(image, mask))
 
     def match(self, outputs: VTFusionModelOutput, attention_mask: torch.Tensor | None) -> torch.Tensor:
         """Logits `(B,)` of a text and its image belonging together."""
@@ -1244,7 +1252,8 @@ class _VTFusionWithMatching(VTFusionPreTrainedModel):
     def matching_loss(self, outputs: Any, logits: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
         """
         Binary cross-entropy of the pairs of the batch, and of each text with a hard negative image and each image with
-        a hard negative text: drawn from the batch, the likelier the more alike they are (ALBEF, 2107.07651).
+        a hard negative text: in training drawn from the batch, the likelier the more alike they are (ALBEF,
+        2107.07651), else the most alike.
         """
         has_image = (
             torch.ones_like(logits, dtype=torch.bool)
@@ -1255,7 +1264,7 @@ class _VTFusionWithMatching(VTFusionPreTrainedModel):
         scale = self.vtfusion.contrastive_scale()
         similarity = outputs.text_embeds @ outputs.image_embeds.T * scale
         total = binary_loss(logits, has_image, positive=True)
-        for texts, images in hard_negatives(similarity, has_image):
+        for texts, images in hard_negatives(similarity, has_image, draw=self.training):
             fused, _ = self.vtfusion.fuse(
                 outputs.text_hidden_state[texts],
                 None if mask is None else mask[texts],

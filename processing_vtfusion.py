@@ -637,7 +637,7 @@ class VTFusionProcessor(ProcessorMixin):
         images: Any = None,
         text: str | Sequence[str] | Sequence[Sequence[str]] | None = None,
         word_labels: Sequence[int] | Sequence[Sequence[int]] | None = None,
-        pair_first: bool = False,
+        pair_first: bool | None = None,
         **kwargs: Unpack[VTFusionProcessorKwargs],
     ) -> VTFusionBatch:
         """
@@ -721,7 +721,9 @@ class VTFusionProcessor(ProcessorMixin):
         tokenizer_kwargs = {name: text_kwargs[name] for name in passed_on if text_kwargs.get(name) is not None}
         if given.get("truncation") is not None:
             tokenizer_kwargs["truncation"] = given["truncation"]
-        rows, encoding = self._encode(texts, pairs, labels, limit, given.get("stride"), pair_first, **tokenizer_kwargs)
+        rows, encoding = self._encode(
+            texts, pairs, labels, limit, given.get("stride"), bool(pair_first), **tokenizer_kwargs
+        )
         row_of_window, spans_of_windows = encoding.pop("row"), encoding.pop("token_spans")
 
         pictures: dict[str, torch.Tensor] = {}
