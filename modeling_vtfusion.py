@@ -721,7 +721,27 @@ def _raise_outside(labels: torch.Tensor, outside: torch.Tensor, highest: int, na
         )
 
 
-class VTFusionForTokenClassification(VTFusionPreTrainedModel):
+class _VTFusionWithClassifier(VTFusionPreTrainedModel):
+    """What the heads with classes share."""
+
+    def __init__(
+        self,
+        config: VTFusionConfig,
+        vision_model: PreTrainedModel | None = None,
+        text_model: PreTrainedModel | None = None,
+    ):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.vtfusion = VTFusionModel(config, vision_model, text_model)
+        self.dropout = nn.Dropout(config.classifier_dropout)
+        self.classifier = nn.Linear(config.text_config.get_text_config().hidden_size, config.num_labels)
+        self.vision_classifier: Any = (
+            nn.Linear(config.fusion_hidden_size, config.num_labels) if config.vision_loss_weight > 0 else None
+        )
+        self.post_init()
+
+
+class VTFusionForTokenClassification(_VTFusionWithClassifier):
     r"""
     VTFusion with a token classification head: entities from words and pictures.
 
@@ -746,22 +766,6 @@ class VTFusionForTokenClassification(VTFusionPreTrainedModel):
     torch.Size([1, 3, 3])
     ```
     """
-
-    def __init__(
-        self,
-        config: VTFusionConfig,
-        vision_model: PreTrainedModel | None = None,
-        text_model: PreTrainedModel | None = None,
-    ):
-        super().__init__(config)
-        self.num_labels = config.num_labels
-        self.vtfusion = VTFusionModel(config, vision_model, text_model)
-        self.dropout = nn.Dropout(config.classifier_dropout)
-        self.classifier = nn.Linear(config.text_config.get_text_config().hidden_size, config.num_labels)
-        self.vision_classifier: Any = (
-            nn.Linear(config.fusion_hidden_size, config.num_labels) if config.vision_loss_weight > 0 else None
-        )
-        self.post_init()
 
     @can_return_tuple
     def forward(
@@ -812,7 +816,7 @@ class VTFusionForTokenClassification(VTFusionPreTrainedModel):
         return VTFusionClassifierOutput(loss=loss, logits=logits, **losses, **shared)
 
 
-class VTFusionForSequenceClassification(VTFusionPreTrainedModel):
+class VTFusionForSequenceClassification(_VTFusionWithClassifier):
     r"""
     VTFusion with a head on the pooled text: sentiment, intent, any class, several classes, or a number.
 
@@ -839,22 +843,6 @@ class VTFusionForSequenceClassification(VTFusionPreTrainedModel):
     torch.Size([1, 3])
     ```
     """
-
-    def __init__(
-        self,
-        config: VTFusionConfig,
-        vision_model: PreTrainedModel | None = None,
-        text_model: PreTrainedModel | None = None,
-    ):
-        super().__init__(config)
-        self.num_labels = config.num_labels
-        self.vtfusion = VTFusionModel(config, vision_model, text_model)
-        self.dropout = nn.Dropout(config.classifier_dropout)
-        self.classifier = nn.Linear(config.text_config.get_text_config().hidden_size, config.num_labels)
-        self.vision_classifier: Any = (
-            nn.Linear(config.fusion_hidden_size, config.num_labels) if config.vision_loss_weight > 0 else None
-        )
-        self.post_init()
 
     @can_return_tuple
     def forward(

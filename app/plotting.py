@@ -202,7 +202,7 @@ def plot_ablation(report: AblationReport) -> "Figure":
     and for each part of the score; the other comparisons follow.
 
     Args:
-        report ([`~training.ablation.AblationReport`]): What to draw.
+        report ([`~training.ablation.AblationReport`], *optional*): What to draw; nothing in the processes that get none.
 
     Returns:
         `matplotlib.figure.Figure`: The figure, with one axes; in points (hundredths) of the score.
@@ -253,14 +253,16 @@ def plot_ablation(report: AblationReport) -> "Figure":
     return figure
 
 
-def save_ablation(report: AblationReport, folder: str | os.PathLike) -> None:
+def save_ablation(report: AblationReport | None, folder: str | os.PathLike) -> None:
     """
     Draws a report into `image_ablation.png`; says so where matplotlib is not installed.
 
     Args:
-        report ([`~training.ablation.AblationReport`]): What to draw.
+        report ([`~training.ablation.AblationReport`], *optional*): What to draw; nothing in the processes that get none.
         folder (`str` or `os.PathLike`): Where to.
     """
+    if report is None:
+        return
     try:
         figure = plot_ablation(report)
     except ImportError as error:

@@ -77,9 +77,9 @@ def run(
 def ablate(
     model_args: ModelArguments,
     data_args: ClassificationDataArguments,
-    seeds: list[int],
     training_args: VTFusionTrainingArguments,
-) -> Any:
+    seeds: list[int],
+) -> None:
     """The study of `--image_ablation`."""
     from functools import partial
 
@@ -88,33 +88,19 @@ def ablate(
     from vtfusion.training.classification import class_scores, load_labelled_texts, read_class_counts
 
     dataset, problem_type, label_names = load_labelled_texts(data_args)
-    if "test" not in dataset or "train" not in dataset:
-        raise ValueError("`image_ablation` needs a split to train on and one to test on.")
     metric = "r2" if problem_type == "regression" else training_args.metric_for_best_model
     report = ablate_images(
         run,
+        dataset,
         partial(read_class_counts, problem_type=problem_type, label_names=label_names),
         partial(class_scores, problem_type=problem_type, label_names=label_names),
         metric or "macro_f1",
         model_args,
         data_args,
-        seeds,
         training_args,
+        seeds,
     )
-    if report is not None:
-        save_ablation(report, training_args.output_dir)
-    return report
-
-
-def main(
-    model_args: ModelArguments,
-    data_args: ClassificationDataArguments,
-    ablation_args: AblationArguments,
-    training_args: VTFusionTrainingArguments,
-) -> Any:
-    if ablation_args.image_ablation:
-        return ablate(model_args, data_args, ablation_args.seeds or [0, 1, 2], training_args)
-    return run(model_args, data_args, training_args)
+    save_ablation(report, training_args.output_dir)
 
 
 if __name__ == "__main__":
@@ -122,4 +108,8 @@ if __name__ == "__main__":
         (ModelArguments, ClassificationDataArguments, AblationArguments, VTFusionTrainingArguments)
     )
     parser.set_defaults(metric_for_best_model="macro_f1")
-    main(*parser.parse_args_into_dataclasses())
+    model_args, data_args, ablation_args, training_args = parser.parse_args_into_dataclasses()
+    if ablation_args.image_ablation:
+        ablate(model_args, data_args, training_args, ablation_args.seeds)
+    else:
+        run(model_args, data_args, training_args)

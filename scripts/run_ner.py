@@ -68,9 +68,9 @@ def run(
 def ablate(
     model_args: ModelArguments,
     data_args: TokenDataArguments,
-    seeds: list[int],
     training_args: VTFusionTrainingArguments,
-) -> Any:
+    seeds: list[int],
+) -> None:
     """The study of `--image_ablation`."""
     from functools import partial
 
@@ -81,36 +81,26 @@ def ablate(
     from vtfusion.training.token_classification import load_splits, read_entity_counts
 
     dataset = load_splits(data_args, model_args.model_name_or_path, model_args.model_revision)
-    if "test" not in dataset or "train" not in dataset:
-        raise ValueError("`image_ablation` needs a split to train on and one to test on.")
-    tags = dataset["test"].features["ner_tags"].feature.names
+    tags = next(iter(dataset.values())).features["ner_tags"].feature.names
     types = sorted({entity for _, entity in map(split_tag, tags) if entity})
     report = ablate_images(
         run,
+        dataset,
         partial(read_entity_counts, entity_types=types),
         partial(entity_f1_scores, entity_types=types),
         "F1",
         model_args,
         data_args,
-        seeds,
         training_args,
+        seeds,
     )
-    if report is not None:
-        save_ablation(report, training_args.output_dir)
-    return report
-
-
-def main(
-    model_args: ModelArguments,
-    data_args: TokenDataArguments,
-    ablation_args: AblationArguments,
-    training_args: VTFusionTrainingArguments,
-) -> Any:
-    if ablation_args.image_ablation:
-        return ablate(model_args, data_args, ablation_args.seeds or [0, 1, 2], training_args)
-    return run(model_args, data_args, training_args)
+    save_ablation(report, training_args.output_dir)
 
 
 if __name__ == "__main__":
     parser = HfArgumentParser((ModelArguments, TokenDataArguments, AblationArguments, VTFusionTrainingArguments))
-    main(*parser.parse_args_into_dataclasses())
+    model_args, data_args, ablation_args, training_args = parser.parse_args_into_dataclasses()
+    if ablation_args.image_ablation:
+        ablate(model_args, data_args, training_args, ablation_args.seeds)
+    else:
+        run(model_args, data_args, training_args)

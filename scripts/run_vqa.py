@@ -71,37 +71,26 @@ def run(
 def ablate(
     model_args: ModelArguments,
     data_args: AnswerDataArguments,
-    seeds: list[int],
     training_args: VTFusionTrainingArguments,
-) -> Any:
+    seeds: list[int],
+) -> None:
     """The study of `--image_ablation`."""
     from vtfusion.app.plotting import save_ablation
     from vtfusion.training.ablation import ablate_images
     from vtfusion.training.visual_question_answering import accuracy_scores, load_questions, read_accuracy_counts
 
     dataset, _, _ = load_questions(data_args)
-    if "test" not in dataset or "train" not in dataset:
-        raise ValueError("`image_ablation` needs a split to train on and one to test on.")
     report = ablate_images(
-        run, read_accuracy_counts, accuracy_scores, "accuracy", model_args, data_args, seeds, training_args
+        run, dataset, read_accuracy_counts, accuracy_scores, "accuracy", model_args, data_args, training_args, seeds
     )
-    if report is not None:
-        save_ablation(report, training_args.output_dir)
-    return report
-
-
-def main(
-    model_args: ModelArguments,
-    data_args: AnswerDataArguments,
-    ablation_args: AblationArguments,
-    training_args: VTFusionTrainingArguments,
-) -> Any:
-    if ablation_args.image_ablation:
-        return ablate(model_args, data_args, ablation_args.seeds or [0, 1, 2], training_args)
-    return run(model_args, data_args, training_args)
+    save_ablation(report, training_args.output_dir)
 
 
 if __name__ == "__main__":
     parser = HfArgumentParser((ModelArguments, AnswerDataArguments, AblationArguments, VTFusionTrainingArguments))
     parser.set_defaults(metric_for_best_model="accuracy")
-    main(*parser.parse_args_into_dataclasses())
+    model_args, data_args, ablation_args, training_args = parser.parse_args_into_dataclasses()
+    if ablation_args.image_ablation:
+        ablate(model_args, data_args, training_args, ablation_args.seeds)
+    else:
+        run(model_args, data_args, training_args)

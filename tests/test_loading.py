@@ -2,7 +2,13 @@
 
 import pytest
 
-from vtfusion import VTFusionForQuestionAnswering, VTFusionForTokenClassification
+from vtfusion import (
+    VTFusionForImageTextRetrieval,
+    VTFusionForPreTraining,
+    VTFusionForQuestionAnswering,
+    VTFusionForSequenceClassification,
+    VTFusionForTokenClassification,
+)
 from vtfusion.training.arguments import ModelArguments
 from vtfusion.training.loading import load_model
 from vtfusion.training.sample_data import build_sample_dataset, build_tiny_encoders
@@ -81,6 +87,23 @@ def test_unclear_choices_raise(args, message):
         load_model(VTFusionForTokenClassification, ModelArguments(**args), NAMES)
 
 
-def test_flags_for_classes_are_refused_where_there_are_none():
-    with pytest.raises(ValueError, match="`class_weights`, `label_smoothing` would do nothing"):
-        load_model(VTFusionForQuestionAnswering, ModelArguments(class_weights=[1.0, 2.0], label_smoothing=0.1))
+@pytest.mark.parametrize(
+    ("head", "unread"),
+    [
+        (VTFusionForTokenClassification, {"pooling": "first", "matching_loss_weight": 0.5}),
+        (VTFusionForSequenceClassification, {"matching_loss_weight": 0.5}),
+        (VTFusionForQuestionAnswering, {"pooling": "first", "class_weights": [1.0, 2.0], "label_smoothing": 0.1}),
+        (VTFusionForPreTraining, {"pooling": "first", "vision_loss_weight": 0.1, "label_smoothing": 0.1}),
+        (VTFusionForImageTextRetrieval, {"fusion_loss_weight": 1.0, "text_loss_weight": 0.0}),
+    ],
+)
+def test_flags_that_a_head_does_not_read_are_refused(head, unread):
+    with pytest.raises(ValueError, match="would do nothing") as error:
+        load_model(head, ModelArguments(**unread, contrastive_loss_weight=0.5))
+    assert all(f"`{name}`" in str(error.value) for name in unread)
+    assert "contrastive_loss_weight" not in str(error.value) and head.__name__ in str(error.value)
+
+
+def test_flags_of_adapters_are_refused_without_adapters():
+    with pytest.raises(ValueError, match="`lora_rank`, `lora_dropout` would do nothing without `use_lora`"):
+        ModelArguments(lora_rank=4, lora_dropout=0.1)

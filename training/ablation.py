@@ -7,7 +7,7 @@ import copy
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -356,13 +356,14 @@ def compare_conditions(
 
 def ablate_images(
     run: Callable[[ModelArguments, Data, VTFusionTrainingArguments], Any],
+    splits: Collection[str],
     read_counts: Callable[[Path], dict[str, np.ndarray]],
     scores: Scores,
     metric: str,
     model_args: ModelArguments,
     data_args: Data,
-    seeds: Sequence[int],
     training_args: VTFusionTrainingArguments,
+    seeds: Sequence[int],
 ) -> AblationReport | None:
     """
     The whole study: trains and tests the model and its text-only twin for every seed, compares, and writes the report.
@@ -371,6 +372,8 @@ def ablate_images(
     Args:
         run (`Callable`):
             Trains and tests once, and writes `results.json` last; what it needs is in the arguments.
+        splits (`Collection[str]`):
+            The splits of the data, of which it trains on `"train"` and tests on `"test"`.
         read_counts (`Callable[[Path], dict[str, np.ndarray]]`):
             From the folder of a run to an array of shape `(examples, …)` for each condition it was tested with.
         scores (`Callable`):
@@ -386,9 +389,13 @@ def ablate_images(
         [`AblationReport`] in the main process, else `None`.
 
     Raises:
-        `ValueError`: A flag does not fit the study, the folder holds a study with other settings, or no test text has
-        an image.
+        `ValueError`: A flag does not fit the study, a split is missing, the folder holds a study with other settings,
+        or no test text has an image.
     """
+    if "test" not in splits or "train" not in splits:
+        raise ValueError("`image_ablation` needs a split to train on and one to test on.")
+    if data_args.image_conditions != DataArguments().image_conditions:
+        raise ValueError("`image_conditions` would do nothing: `image_ablation` tests with all of them.")
     for args, flag in ((data_args, "text_only"), (training_args, "push_to_hub")):
         if getattr(args, flag):
             raise ValueError(f"`{flag}` does not go together with `image_ablation`, which trains several models.")

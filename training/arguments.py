@@ -34,9 +34,11 @@ class ModelArguments:
             "these at the end."
         },
     )
-    lora_rank: int = field(default=16, metadata={"help": "Rank of the adapters."})
-    lora_alpha: int = field(default=32, metadata={"help": "Adapters are scaled by this number over the rank."})
-    lora_dropout: float = field(default=0.0, metadata={"help": "Dropout before the adapters."})
+    lora_rank: int | None = field(default=None, metadata={"help": "Rank of the adapters, by default 16."})
+    lora_alpha: int | None = field(
+        default=None, metadata={"help": "Adapters are scaled by this number over the rank, by default 32."}
+    )
+    lora_dropout: float | None = field(default=None, metadata={"help": "Dropout before the adapters, by default 0."})
     fusion_hidden_size: int | None = field(
         default=None, metadata={"help": "Width of the space that text and image share; a new model has 256."}
     )
@@ -97,6 +99,9 @@ class ModelArguments:
     def __post_init__(self) -> None:
         if self.use_lora and self.freeze_text:
             raise ValueError("`use_lora` trains adapters of the text encoder, which `freeze_text` would freeze.")
+        unread = [name for name in ("lora_rank", "lora_alpha", "lora_dropout") if getattr(self, name) is not None]
+        if unread and not self.use_lora:
+            raise ValueError(f"`{'`, `'.join(unread)}` would do nothing without `use_lora`.")
 
 
 @dataclass
@@ -295,6 +300,8 @@ class AblationArguments:
     def __post_init__(self) -> None:
         if self.seeds is not None and not self.image_ablation:
             raise ValueError("`seeds` is for `image_ablation`. A single training takes `seed`.")
+        if self.seeds is None:
+            self.seeds = [0, 1, 2]
 
 
 @dataclass

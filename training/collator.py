@@ -52,7 +52,9 @@ class FusionCollator:
             if name in windows[0]:
                 batch[argument] = torch.tensor([window[name] for window in windows])
         if "label_scores" in windows[0]:
-            batch["labels"] = torch.zeros(len(windows), self.num_labels or 0)
+            if self.num_labels is None:
+                raise ValueError("Windows with `label_scores` need `num_labels`.")
+            batch["labels"] = torch.zeros(len(windows), self.num_labels)
             for index, window in enumerate(windows):
                 for entry in window["label_scores"]:
                     batch["labels"][index, entry["label"]] = entry["score"]

@@ -26,12 +26,20 @@ _LOSS_WEIGHTS = (
 _SETTINGS = ("fusion_dropout", "image_dropout", *_LOSS_WEIGHTS, "pooling", "class_weights", "label_smoothing")
 # Heads that learn without labels. Their loss weights are of words, matching and search, and none of them has L_v.
 _WITHOUT_LABELS = ("VTFusionForMaskedLM", "VTFusionForPreTraining", "VTFusionForImageTextRetrieval")
-
-_CLASSIFIERS = (
-    "VTFusionForTokenClassification",
-    "VTFusionForSequenceClassification",
-    "VTFusionForVisualQuestionAnswering",
-)
+_WHOLE_TEXT = ("VTFusionForSequenceClassification", "VTFusionForVisualQuestionAnswering")
+_WITH_CLASSES = ("VTFusionForTokenClassification", *_WHOLE_TEXT)
+_WITH_VISION_LOSS = ("VTFusionForQuestionAnswering", *_WITH_CLASSES)
+_WITH_TEXT_LOSS = ("VTFusionForMaskedLM", "VTFusionForPreTraining", *_WITH_VISION_LOSS)
+# Settings that only some heads read, with these heads.
+_READ_BY = {
+    "pooling": _WHOLE_TEXT,
+    "class_weights": _WITH_CLASSES,
+    "label_smoothing": _WITH_CLASSES,
+    "fusion_loss_weight": _WITH_TEXT_LOSS,
+    "text_loss_weight": _WITH_TEXT_LOSS,
+    "vision_loss_weight": _WITH_VISION_LOSS,
+    "matching_loss_weight": ("VTFusionForPreTraining", "VTFusionForImageTextRetrieval"),
+}
 
 Model = TypeVar("Model", bound=VTFusionPreTrainedModel)
 
@@ -53,11 +61,16 @@ def load_model(
         `tuple` of the model and its [`VTFusionProcessor`].
 
     Raises:
-        `ValueError`: neither or both of checkpoint and encoders are given, or a flag does not fit a checkpoint.
+        `ValueError`: neither or both of checkpoint and encoders are given, or a flag does not fit the head or a
+            checkpoint.
     """
-    unused = [name for name in ("class_weights", "label_smoothing") if getattr(args, name) is not None]
-    if unused and model_class.__name__ not in _CLASSIFIERS:
-        raise ValueError(f"`{'`, `'.join(unused)}` would do nothing: {model_class.__name__} has no classes.")
+    unread = [
+        name
+        for name, heads in _READ_BY.items()
+        if getattr(args, name) is not None and model_class.__name__ not in heads
+    ]
+    if unread:
+        raise ValueError(f"`{'`, `'.join(unread)}` would do nothing: {model_class.__name__} does not read it.")
     labels = dict(config)
     if label_names:
         labels["id2label"] = dict(enumerate(label_names))
@@ -68,7 +81,8 @@ def load_model(
     else:
         model, processor = _join_encoders(model_class, args, chosen, labels)
     if args.use_lora:
-        add_lora(model.base_model.text_model, args.lora_rank, args.lora_alpha, args.lora_dropout)
+        settings: dict[str, Any] = {"rank": args.lora_rank, "alpha": args.lora_alpha, "dropout": args.lora_dropout}
+        add_lora(model.base_model.text_model, **{name: x for name, x in settings.items() if x is not None})
     if args.freeze_text:
         model.freeze_text_encoder()
     if args.freeze_vision:

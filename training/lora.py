@@ -7,14 +7,14 @@ from transformers import PreTrainedModel
 from transformers.utils import is_peft_available
 
 
-def add_lora(text_model: PreTrainedModel, rank: int, alpha: int, dropout: float = 0.0) -> None:
+def add_lora(text_model: PreTrainedModel, rank: int = 16, alpha: int = 32, dropout: float = 0.0) -> None:
     """
     Puts adapters beside all linear layers of a text encoder, in place, and freezes the rest of it.
 
     Args:
         text_model (`PreTrainedModel`): the encoder.
-        rank (`int`): rank r of the update.
-        alpha (`int`): the update is scaled by alpha / r.
+        rank (`int`, *optional*, defaults to 16): rank r of the update.
+        alpha (`int`, *optional*, defaults to 32): the update is scaled by alpha / r.
         dropout (`float`, *optional*, defaults to 0.0): dropout before the adapters.
     """
     if not is_peft_available():
