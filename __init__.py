@@ -15,6 +15,7 @@ if __name__ == "vtfusion":
         AutoModelForZeroShotImageClassification,
         AutoProcessor,
     )
+    from transformers.pipelines import PIPELINE_REGISTRY
 
     from .configuration_vtfusion import VTFusionConfig
     from .modeling_vtfusion import (
@@ -28,6 +29,13 @@ if __name__ == "vtfusion":
         VTFusionModel,
         VTFusionPreTrainedModel,
     )
+    from .pipeline_vtfusion import (
+        VTFusionPipeline,
+        VTFusionQuestionAnsweringPipeline,
+        VTFusionTextClassificationPipeline,
+        VTFusionTokenClassificationPipeline,
+        VTFusionVisualQuestionAnsweringPipeline,
+    )
     from .processing_vtfusion import VTFusionProcessor
 
     AutoConfig.register("vtfusion", VTFusionConfig)
@@ -40,6 +48,13 @@ if __name__ == "vtfusion":
     AutoModelForVisualQuestionAnswering.register(VTFusionConfig, VTFusionForVisualQuestionAnswering)
     AutoModelForZeroShotImageClassification.register(VTFusionConfig, VTFusionForImageTextRetrieval)
     AutoProcessor.register(VTFusionConfig, VTFusionProcessor)
+    for _pipeline, _auto_class in (
+        (VTFusionQuestionAnsweringPipeline, AutoModelForQuestionAnswering),
+        (VTFusionTextClassificationPipeline, AutoModelForSequenceClassification),
+        (VTFusionTokenClassificationPipeline, AutoModelForTokenClassification),
+        (VTFusionVisualQuestionAnsweringPipeline, AutoModelForVisualQuestionAnswering),
+    ):
+        PIPELINE_REGISTRY.register_pipeline(_pipeline.pipeline_task, pipeline_class=_pipeline, pt_model=_auto_class)
 
     __version__ = "0.1.0"
 
@@ -53,6 +68,11 @@ if __name__ == "vtfusion":
         "VTFusionForTokenClassification",
         "VTFusionForVisualQuestionAnswering",
         "VTFusionModel",
+        "VTFusionPipeline",
         "VTFusionPreTrainedModel",
         "VTFusionProcessor",
+        "VTFusionQuestionAnsweringPipeline",
+        "VTFusionTextClassificationPipeline",
+        "VTFusionTokenClassificationPipeline",
+        "VTFusionVisualQuestionAnsweringPipeline",
     ]

@@ -43,6 +43,13 @@ from .outputs_vtfusion import (
     VTFusionModelOutput,
     VTFusionQuestionAnsweringOutput,
 )
+from .pipeline_vtfusion import (
+    VTFusionPipeline,
+    VTFusionQuestionAnsweringPipeline,
+    VTFusionTextClassificationPipeline,
+    VTFusionTokenClassificationPipeline,
+    VTFusionVisualQuestionAnsweringPipeline,
+)
 from .visual_vtfusion import build_encoder, encoder_auto_class, read_features, visual_hidden_size
 
 # ---------------------------------------------------------------------------------------------------------- models
@@ -63,6 +70,17 @@ class VTFusionPreTrainedModel(PreTrainedModel):
     _supports_flash_attn = True
     _supports_flex_attn = True
     _supports_attention_backend = True
+    # What `pipeline(model=…)` runs the head with. Its code goes wherever the model is saved, since this file imports it.
+    pipeline_class: type[VTFusionPipeline] | None = None
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+        """Saves the model with its code, and names its pipeline in the configuration; see [`PreTrainedModel`]."""
+        self.config.custom_pipelines = {}
+        if self.pipeline_class is not None:
+            implementation = f"pipeline_vtfusion.{self.pipeline_class.__name__}"
+            entry = {"impl": implementation, "pt": [self.pipeline_class.auto_class]}
+            self.config.custom_pipelines = {self.pipeline_class.pipeline_task: entry}
+        super().save_pretrained(save_directory, *args, **kwargs)
 
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
@@ -767,6 +785,8 @@ class VTFusionForTokenClassification(_VTFusionWithClassifier):
     ```
     """
 
+    pipeline_class = VTFusionTokenClassificationPipeline
+
     @can_return_tuple
     def forward(
         self,
@@ -843,6 +863,8 @@ class VTFusionForSequenceClassification(_VTFusionWithClassifier):
     torch.Size([1, 3])
     ```
     """
+
+    pipeline_class = VTFusionTextClassificationPipeline
 
     @can_return_tuple
     def forward(
@@ -959,6 +981,8 @@ class VTFusionForVisualQuestionAnswering(VTFusionForSequenceClassification):
     ```
     """
 
+    pipeline_class = VTFusionVisualQuestionAnsweringPipeline
+
 
 class VTFusionForQuestionAnswering(VTFusionPreTrainedModel):
     r"""
@@ -984,6 +1008,8 @@ class VTFusionForQuestionAnswering(VTFusionPreTrainedModel):
     torch.Size([1, 3])
     ```
     """
+
+    pipeline_class = VTFusionQuestionAnsweringPipeline
 
     def __init__(
         self,

@@ -14,7 +14,7 @@ import numpy as np
 import PIL.Image
 from datasets import DatasetDict
 
-from ..processing_vtfusion import decode_image
+from ..images_vtfusion import decode_image
 from .pages import escape, html_page, image_data_uri, thumbnail
 from .plotting import _is_right_to_left, _require_matplotlib
 

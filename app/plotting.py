@@ -202,7 +202,7 @@ def plot_ablation(report: AblationReport) -> "Figure":
     and for each part of the score; the other comparisons follow.
 
     Args:
-        report ([`~training.ablation.AblationReport`], *optional*): What to draw; nothing in the processes that get none.
+        report ([`~training.ablation.AblationReport`]): What to draw.
 
     Returns:
         `matplotlib.figure.Figure`: The figure, with one axes; in points (hundredths) of the score.
@@ -258,7 +258,8 @@ def save_ablation(report: AblationReport | None, folder: str | os.PathLike) -> N
     Draws a report into `image_ablation.png`; says so where matplotlib is not installed.
 
     Args:
-        report ([`~training.ablation.AblationReport`], *optional*): What to draw; nothing in the processes that get none.
+        report ([`~training.ablation.AblationReport`], *optional*):
+            What to draw; nothing in a process that does not write, which gets none.
         folder (`str` or `os.PathLike`): Where to.
     """
     if report is None:

@@ -29,7 +29,8 @@ from transformers import ViTImageProcessor as ViT
 
 from tokenizers_for_tests import TOKENIZERS
 from vtfusion import VTFusionConfig, VTFusionForTokenClassification, VTFusionProcessor, processing_vtfusion
-from vtfusion.processing_vtfusion import decode_image, first_tokens, paint, visible_rectangle, viterbi
+from vtfusion.images_vtfusion import decode_image, visible_rectangle
+from vtfusion.processing_vtfusion import first_tokens, paint, viterbi
 
 LABELS = {0: "O", 1: "B-PER", 2: "I-PER", 3: "B-LOC", 4: "I-LOC"}
 IDS = {label: index for index, label in LABELS.items()}

@@ -31,7 +31,8 @@ from transformers import (
 from transformers.trainer_utils import IntervalStrategy
 from transformers.utils import logging
 
-from ..processing_vtfusion import VTFusionProcessor, decode_image
+from ..images_vtfusion import decode_image
+from ..processing_vtfusion import VTFusionProcessor
 from .arguments import CaptionDataArguments, VTFusionTrainingArguments
 from .collator import FusionCollator
 from .images import RowKeys

@@ -16,8 +16,9 @@ from datasets import Dataset, DatasetDict, Features, List, Value, config, load_f
 from transformers import PreTrainedModel, TrainingArguments
 from transformers.utils import logging
 
+from ..images_vtfusion import decode_image
 from ..modeling_vtfusion import VTFusionPreTrainedModel
-from ..processing_vtfusion import VTFusionProcessor, decode_image
+from ..processing_vtfusion import VTFusionProcessor
 from .arguments import DataArguments
 
 logger = logging.get_logger(__name__)

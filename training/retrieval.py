@@ -14,7 +14,7 @@ from datasets import Dataset, Features, List, Value
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from ..processing_vtfusion import decode_image
+from ..images_vtfusion import decode_image
 from .image_bank import ImageBank
 
 # Texts of one length in a batch need little padding; sorting this many at a time keeps memory bounded.

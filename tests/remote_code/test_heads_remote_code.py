@@ -31,6 +31,7 @@ MODEL_FILES = {
     "fusion_vtfusion.py",
     "modeling_vtfusion.py",
     "outputs_vtfusion.py",
+    "pipeline_vtfusion.py",
     "visual_vtfusion.py",
 }
 

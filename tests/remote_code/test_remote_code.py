@@ -20,8 +20,10 @@ HUB_FILES = {
     "modeling_vtfusion.py",
     "fusion_vtfusion.py",
     "outputs_vtfusion.py",
+    "pipeline_vtfusion.py",
     "visual_vtfusion.py",
     "processing_vtfusion.py",
+    "images_vtfusion.py",
 }
 OTHER_FILES = {
     "config.json",
@@ -141,7 +143,7 @@ def test_config_maps_every_class(saved):
 
 def test_model_alone_has_what_it_needs(tmp_path):
     make_model("precomputed").save_pretrained(tmp_path)
-    assert {path.name for path in tmp_path.glob("*.py")} == HUB_FILES - {"processing_vtfusion.py"}
+    assert {path.name for path in tmp_path.glob("*.py")} == HUB_FILES - {"processing_vtfusion.py", "images_vtfusion.py"}
 
 
 @pytest.mark.slow

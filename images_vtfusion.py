@@ -1,0 +1,186 @@
+"""Whatever holds an image, to its pixels; and what of it an image processor lets the encoder see."""
+
+import io
+import urllib.request
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
+Box = tuple[float, float, float, float]
+
+_URL_TIMEOUT_SECONDS, _URL_MAX_BYTES = 20, 64 * 2**20
+
+
+def decode_image(
+    image: Any, *, allow_paths: bool = False, allow_urls: bool = False, keep_floats: bool = False
+) -> np.ndarray:
+    """
+    Turn whatever holds an image into its pixels, upright and in RGB.
+
+    Args:
+        image (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor`, `bytes`, `dict`, `str` or `Path`):
+            An image; a dict is an undecoded image of `datasets` (`{"bytes": …, "path": …}`). Of an animation the
+            first frame is taken, transparency is put on white, 16 bits are scaled to 8. Arrays are `(H, W)`,
+            `(H, W, C)` or `(C, H, W)` with 1, 3 or 4 channels; where both orders fit, RGB goes first, then
+            channels-last for NumPy arrays and channels-first for tensors. Floats lie in 0…1 or in 0…255.
+        allow_paths (`bool`, *optional*, defaults to `False`): Whether a path may be opened.
+        allow_urls (`bool`, *optional*, defaults to `False`): Whether a URL may be downloaded.
+        keep_floats (`bool`, *optional*, defaults to `False`):
+            Whether float arrays keep their values (for an image processor that does not rescale).
+
+    Returns:
+        `np.ndarray` of shape `(height, width, 3)`: `uint8`, or `float32` for kept floats.
+
+    Raises:
+        ValueError: if the image cannot be read or is not what is described above, or has more pixels than
+            `PIL.Image.MAX_IMAGE_PIXELS`.
+    """
+    if isinstance(image, Mapping) and ("bytes" in image or "path" in image):
+        image = image.get("path") if image.get("bytes") is None else image["bytes"]
+        if image is None:
+            raise ValueError("the image has neither bytes nor a path")
+    if isinstance(image, np.ndarray | torch.Tensor):
+        return _array_to_rgb(image, keep_floats)
+    if isinstance(image, str | Path):
+        image = _read(str(image), allow_paths, allow_urls)
+    if isinstance(image, bytes | bytearray | memoryview):
+        if len(image) == 0:
+            raise ValueError("the image is empty (0 bytes)")
+        try:
+            image = Image.open(io.BytesIO(image))
+        except Exception as error:  # the decoders of PIL raise almost anything, bombs and warnings included
+            raise ValueError(f"the image cannot be read: {error}") from error
+    if not isinstance(image, Image.Image):
+        raise ValueError(
+            f"expected a PIL image, an array, a tensor, bytes, a dict of `datasets`, a path or a URL, got {type(image)}"
+        )
+    # PIL itself only warns between one and two times the limit.
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and image.width * image.height > limit:
+        raise ValueError(
+            f"the image has {image.width}×{image.height} pixels, more than `PIL.Image.MAX_IMAGE_PIXELS` = {limit} "
+            "(it could be a decompression bomb); raise that limit if you trust the file"
+        )
+    try:
+        if image.tell() != 0:
+            image.seek(0)
+        image.load()
+        return _pil_to_rgb(ImageOps.exif_transpose(image))
+    except Exception as error:
+        raise ValueError(f"the image cannot be read: {error}") from error
+
+
+def _read(location: str, allow_paths: bool, allow_urls: bool) -> bytes:
+    is_url = location.startswith(("http://", "https://"))
+    if not (allow_urls if is_url else allow_paths):
+        kind, flag = ("URL", "allow_urls") if is_url else ("path", "allow_paths")
+        raise ValueError(f"the image is a {kind} ({location[:200]!r}), which is only opened with `{flag}=True`")
+    try:
+        if not is_url:
+            return Path(location).read_bytes()
+        with urllib.request.urlopen(location, timeout=_URL_TIMEOUT_SECONDS) as response:
+            content = response.read(_URL_MAX_BYTES + 1)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{location[:200]!r} cannot be opened: {error}") from error
+    if len(content) > _URL_MAX_BYTES:
+        raise ValueError(f"{location[:200]!r} is larger than {_URL_MAX_BYTES // 2**20} MiB")
+    return content
+
+
+def _pil_to_rgb(image: Image.Image) -> np.ndarray:
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        # 16-bit greys; `convert` would clip everything above 255. Older PIL versions open them in mode "I".
+        image = Image.fromarray((np.clip(np.asarray(image, dtype=np.int64), 0, 65535) / 257 + 0.5).astype(np.uint8))
+    elif image.mode == "F":
+        return _array_to_rgb(np.asarray(image), keep_floats=False)
+    if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return np.asarray(image.convert("RGB"))
+
+
+def _array_to_rgb(image: np.ndarray | torch.Tensor, keep_floats: bool) -> np.ndarray:
+    channels_first = isinstance(image, torch.Tensor)
+    if isinstance(image, torch.Tensor):
+        image = image.detach().cpu()
+        image = (image.float() if image.is_floating_point() else image).numpy()
+    shape = image.shape
+    if image.ndim not in (2, 3) or image.size == 0:
+        raise ValueError(f"expected an array of 2 or 3 dimensions with at least one pixel, got shape {shape}")
+    if image.ndim == 2:
+        image = image[:, :, None]
+    else:
+        axes = (0, 2) if channels_first else (2, 0)
+        axis = next((axis for counts in ((3,), (1, 4)) for axis in axes if shape[axis] in counts), None)
+        if axis is None:
+            raise ValueError(f"expected 1, 3 or 4 channels in the first or last axis, got shape {shape}")
+        image = np.moveaxis(image, axis, -1)
+    if image.dtype.kind == "f":
+        if not np.isfinite(image).all():
+            raise ValueError("the image has NaN or infinite pixels")
+        if keep_floats:
+            if image.shape[-1] == 4:
+                raise ValueError("float images with an alpha channel need an image processor that rescales")
+            return np.repeat(image, 3 // image.shape[-1], axis=-1).astype(np.float32)
+        if image.min() < 0 or image.max() > 255:
+            raise ValueError(
+                f"float pixels must lie in 0…1 or 0…255, these lie in {image.min():.4g}…{image.max():.4g}; "
+                "pass `do_rescale=False` (and `do_normalize=False`) for pixels that are prepared already"
+            )
+        image = image * 255 if image.max() <= 1 else image
+    elif image.dtype == np.uint16:
+        image = image / 257
+    elif image.dtype == bool:
+        image = image * 255
+    elif image.dtype.kind not in "iu" or image.min() < 0 or image.max() > 255:
+        raise ValueError(f"expected pixels of 0…255, 16 bits (`uint16`) or floats, got other {image.dtype} values")
+    if image.dtype.kind == "f":
+        image = np.round(image)
+    image = image.astype(np.uint8)
+    if image.shape[-1] == 4:
+        return _pil_to_rgb(Image.fromarray(image))
+    return np.repeat(image, 3 // image.shape[-1], axis=-1)
+
+
+def _get(size: Any, key: str) -> Any:
+    # `size` is a dict in some versions and a dataclass with a `get` in others.
+    return size.get(key) if isinstance(size, Mapping) else getattr(size, key, None)
+
+
+def visible_rectangle(image_processor: Any, width: int, height: int, **images_kwargs: Any) -> Box:
+    """
+    The part of an image that is left after resizing and centre-cropping, (x0, y0, x1, y1) in its own pixels.
+
+    Args:
+        image_processor (`BaseImageProcessor`): Its `size`, `crop_size`, `do_resize`, `do_center_crop` and `crop_pct`.
+        width (`int`), height (`int`): The size of the original image.
+        images_kwargs (*optional*): What the image processor was called with instead of its own values.
+    """
+
+    def setting(name: str) -> Any:
+        value = images_kwargs.get(name)
+        return getattr(image_processor, name, None) if value is None else value
+
+    size, crop = setting("size"), setting("crop_size") if setting("do_center_crop") else None
+    edge = None if size is None else _get(size, "shortest_edge")
+    if setting("do_resize") and edge and setting("crop_pct"):
+        # As ConvNeXT does it: below 384 pixels enlarge by 1/crop_pct and crop to a square, from there on warp.
+        if edge >= 384:
+            return (0.0, 0.0, float(width), float(height))
+        crop, edge = {"height": edge, "width": edge}, int(edge / setting("crop_pct"))
+    if crop is None:
+        return (0.0, 0.0, float(width), float(height))
+    scale_x = scale_y = 1.0
+    if setting("do_resize") and edge:
+        scale_x = scale_y = edge / min(width, height)
+    elif setting("do_resize") and size is not None and _get(size, "height") and _get(size, "width"):
+        scale_x, scale_y = _get(size, "width") / width, _get(size, "height") / height
+    side = _get(crop, "shortest_edge")
+    crop_width = (_get(crop, "width") or side or width * scale_x) / scale_x
+    crop_height = (_get(crop, "height") or side or height * scale_y) / scale_y
+    x0, y0 = (width - crop_width) / 2, (height - crop_height) / 2
+    return (x0, y0, x0 + crop_width, y0 + crop_height)

@@ -1,0 +1,388 @@
+"""Pipelines: what they say is what the model and the processor say, in whatever form and batch the examples come."""
+
+import doctest
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import ViTImageProcessor, pipeline
+
+from tiny import randomize_fusion, tiny_config
+from tokenizers_for_tests import TOKENIZERS
+from vtfusion import (
+    VTFusionForQuestionAnswering,
+    VTFusionForSequenceClassification,
+    VTFusionForTokenClassification,
+    VTFusionForVisualQuestionAnswering,
+    VTFusionProcessor,
+    VTFusionQuestionAnsweringPipeline,
+    VTFusionTextClassificationPipeline,
+    VTFusionTokenClassificationPipeline,
+    VTFusionVisualQuestionAnsweringPipeline,
+    pipeline_vtfusion,
+)
+
+HEADS = {
+    "multimodal-token-classification": VTFusionForTokenClassification,
+    "multimodal-text-classification": VTFusionForSequenceClassification,
+    "multimodal-visual-question-answering": VTFusionForVisualQuestionAnswering,
+    "multimodal-question-answering": VTFusionForQuestionAnswering,
+}
+LABELS = {
+    "multimodal-token-classification": {0: "O", 1: "B-PER", 2: "I-PER"},
+    "multimodal-text-classification": {0: "bad", 1: "so", 2: "good"},
+    "multimodal-visual-question-answering": {0: "red", 1: "green", 2: "blue"},
+    "multimodal-question-answering": {0: "LABEL_0", 1: "LABEL_1"},
+}
+LONG = " ".join(["john smith", "the lower fox in paris"] * 20)
+
+
+def picture(seed: int = 0) -> Image.Image:
+    pixels = np.random.default_rng(seed).integers(0, 255, (20, 30, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def make(task: str, seed: int = 0, **config):
+    torch.manual_seed(seed)
+    model = HEADS[task](tiny_config("bert", "resnet", id2label=LABELS[task], **config)).eval()
+    randomize_fusion(model)
+    for parameter in (
+        model.get_submodule("qa_outputs" if hasattr(model, "qa_outputs") else "classifier")
+    ).parameters():
+        # else a new head says the same of everything
+        torch.nn.init.normal_(parameter)
+    if task == "multimodal-token-classification":
+        model.classifier.bias.data[0] = -30.0  # names everywhere
+    processor = VTFusionProcessor(
+        ViTImageProcessor(size={"height": 32, "width": 32}), TOKENIZERS["bert"](), window_length=32, window_stride=8
+    )
+    return pipeline(task, model=model, processor=processor, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def ner():
+    return make("multimodal-token-classification")
+
+
+@pytest.fixture(scope="module")
+def classify():
+    return make("multimodal-text-classification")
+
+
+@pytest.fixture(scope="module")
+def vqa():
+    return make("multimodal-visual-question-answering")
+
+
+@pytest.fixture(scope="module")
+def qa():
+    return make("multimodal-question-answering")
+
+
+def run(pipe, text, images, **kwargs):
+    """The model's word on one text, without the pipeline."""
+    batch = pipe.processor(text=[text], images=None if images is None else [images], return_tensors="pt", **kwargs)
+    with torch.no_grad():
+        return pipe.model(**batch, output_fusion_attentions=True), batch
+
+
+def assert_close(found, expected, where="result"):
+    """Equal, with numbers as close as other batches allow."""
+    assert type(found) is type(expected), (where, found, expected)
+    if isinstance(expected, dict):
+        assert found.keys() == expected.keys(), where
+        for key in expected:
+            assert_close(found[key], expected[key], f"{where}[{key!r}]")
+    elif isinstance(expected, (list, tuple)):
+        assert len(found) == len(expected), where
+        for index, (one, other) in enumerate(zip(found, expected, strict=True)):
+            assert_close(one, other, f"{where}[{index}]")
+    elif isinstance(expected, torch.Tensor):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5, msg=lambda message: f"{where}: {message}")
+    elif isinstance(expected, float):
+        assert found == pytest.approx(expected, rel=1e-4, abs=1e-5), where
+    else:
+        assert found == expected, where
+
+
+@pytest.mark.parametrize(
+    "pipeline_class",
+    [
+        VTFusionTokenClassificationPipeline,
+        VTFusionTextClassificationPipeline,
+        VTFusionVisualQuestionAnsweringPipeline,
+        VTFusionQuestionAnsweringPipeline,
+    ],
+)
+def test_examples_in_the_docstrings(pipeline_class):
+    text = pipeline_class.__doc__.replace("```", "")
+    example = doctest.DocTestParser().get_doctest(text, vars(pipeline_vtfusion).copy(), "example", None, 0)
+    assert len(example.examples) > 5 and doctest.DocTestRunner().run(example).failed == 0
+
+
+# ------------------------------------------------------ entities ----------------------------------------------------
+
+
+def test_entities_are_those_of_model_and_processor(ner):
+    outputs, batch = run(ner, "john smith sees the fox", picture())
+    expected = ner.processor.post_process_token_classification(outputs, batch, ner.model.config.id2label)[0]
+    assert expected and expected[0]["image_region"] is not None
+    found = ner("john smith sees the fox", images=picture())
+    assert_close(found, expected)
+    without, batch = run(ner, "john smith sees the fox", None)
+    expected = ner.processor.post_process_token_classification(without, batch, ner.model.config.id2label)[0]
+    assert_close(ner("john smith sees the fox"), expected)
+
+
+def test_words_with_their_labels(ner):
+    outputs, batch = run(ner, "john smith, 😀 fox", picture())
+    probabilities = outputs.logits[0].softmax(-1)
+    words = ner("john smith, 😀 fox", images=picture(), aggregation_strategy="none")
+    assert [word["word"] for word in words] == ["john", "smith", ",", "😀", "fox"]
+    assert [word["index"] for word in words] == [0, 1, 2, 3, 4]
+    for word in words:
+        assert "john smith, 😀 fox"[word["start"] : word["end"]] == word["word"]
+    for word in (words[0], words[4]):
+        position = list(batch.word_positions[0]).index(word["index"])
+        best = int(probabilities[position].argmax())
+        assert word["entity"] == ner.model.config.id2label[best]
+        assert word["score"] == pytest.approx(float(probabilities[position, best]), rel=1e-5)
+        assert word["gate"] == pytest.approx(float(outputs.fusion_gate[0, position]), rel=1e-5)
+    assert all(word["gate"] == 0.0 for word in ner("john smith", aggregation_strategy="none"))
+
+
+def test_tokens_keep_the_words_of_the_data_set(ner):
+    words = ner({"tokens": ["john", "smith's", "new york"], "image": picture()}, aggregation_strategy="none")
+    assert [word["word"] for word in words] == ["john", "smith's", "new york"]
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 64])
+def test_batches_of_texts_with_images_and_without(ner, batch_size):
+    examples = [
+        {"text": "john smith sees the fox", "image": picture(1)},
+        {"text": "the fox", "image": None},
+        {"text": LONG, "images": [picture(2), picture(3)]},
+        {"text": "", "image": picture(1)},
+        {"tokens": ["paris", "john"]},
+        {"text": LONG},
+        {"text": "new york john", "images": []},
+    ]
+    alone = [ner(example, return_heatmaps=True) for example in examples]
+    assert alone[0] and alone[2] and alone[3] == [] and len(alone[2][0]["heatmaps"]) == 2
+    assert alone[0][0]["heatmaps"][0].shape == (20, 30) and alone[5][0]["heatmaps"] == []
+    together = ner(examples, batch_size=batch_size, return_heatmaps=True)
+    assert_close(together, alone)
+
+
+def test_a_text_of_3000_words_loses_none(ner):
+    text = " ".join(["john", "fox", "paris"] * 1000)
+    words = ner(text, images=picture(), aggregation_strategy="none")
+    assert [word["word"] for word in words] == text.split()
+    assert {word["entity"] for word in words} <= set(ner.model.config.id2label.values())
+
+
+def test_generators_are_consumed_as_they_are_needed(ner):
+    taken = []
+
+    def examples():
+        for index in range(6):
+            taken.append(index)
+            yield {"text": "john smith", "image": picture(index)}
+
+    results = ner(examples(), batch_size=2)
+    assert len(taken) <= 1  # what an example looks like
+    first = next(results)
+    assert len(taken) < 6
+    rest = list(results)
+    assert_close([first, *rest], [ner("john smith", images=picture(index)) for index in range(6)])
+
+
+def test_data_sets_and_their_columns(ner):
+    rows = {"tokens": [["john", "smith"], ["the", "fox"], ["paris"]], "ner_tags": [[1, 2], [0, 0], [0]]}
+    dataset = datasets.Dataset.from_dict({**rows, "image": [picture(), None, picture(1)]}).cast_column(
+        "image", datasets.Image()
+    )
+    expected = [
+        ner({"tokens": row, "image": of})
+        for row, of in zip(rows["tokens"], [picture(), None, picture(1)], strict=True)
+    ]
+    assert_close(list(ner(dataset, batch_size=2)), expected)
+    assert_close(list(ner(dataset.to_iterable_dataset(), batch_size=2)), expected)
+    texts = datasets.Dataset.from_dict({"text": ["john smith", "the fox"]})
+    assert_close(list(ner(texts["text"])), [ner("john smith"), ner("the fox")])
+
+
+def test_images_beside_a_list_of_texts(ner):
+    found = ner(["john smith", "the fox"], images=[picture(), None])
+    assert_close(found, [ner("john smith", images=picture()), ner("the fox")])
+    with pytest.raises(ValueError, match="entry for each of the 2 examples"):
+        ner(["john smith", "the fox"], images=[picture()])
+    with pytest.raises(ValueError, match="put them into the examples"):
+        ner((text for text in ["john"]), images=[picture()])
+
+
+def test_workers_change_nothing(ner):
+    examples = [{"text": "john smith", "image": picture(index)} for index in range(4)]
+    assert_close(ner(examples, batch_size=2, num_workers=2), ner(examples))
+
+
+def test_paths_are_opened_where_it_is_said(ner, tmp_path):
+    picture().save(tmp_path / "a.png")
+    path = str(tmp_path / "a.png")
+    with pytest.raises(ValueError, match="`allow_paths=True`"):
+        ner("john smith", images=path)
+    assert_close(ner("john smith", images=path, allow_paths=True), ner("john smith", images=picture()))
+
+
+def test_regions_can_be_left_out(ner):
+    entities = ner("john smith sees the fox", images=picture(), return_regions=False)
+    assert entities and all(entity["image_region"] is None for entity in entities)
+
+
+# ------------------------------------------------------- classes ----------------------------------------------------
+
+
+def test_the_class_of_a_text_is_the_mean_over_its_windows(classify):
+    outputs, batch = run(classify, LONG, picture())
+    assert len(batch.row_of_window) > 2
+    mean = outputs.logits.double().softmax(-1).mean(0)
+    labels = classify({"text": LONG, "image": picture()}, top_k=None)
+    assert {label["label"]: label["score"] for label in labels} == pytest.approx(
+        {"bad": float(mean[0]), "so": float(mean[1]), "good": float(mean[2])}, rel=1e-5
+    )
+    assert [label["score"] for label in labels] == sorted((label["score"] for label in labels), reverse=True)
+    gates = torch.cat(
+        [outputs.fusion_gate[w][torch.tensor(batch.word_positions[w] >= 0)] for w in range(len(batch.row_of_window))]
+    )
+    assert labels[0]["gate"] == pytest.approx(float(gates.mean()), rel=1e-4)
+    assert classify({"text": LONG, "image": picture()}) == labels[0]
+    assert classify(LONG)["gate"] == 0.0
+
+
+def test_the_function_is_what_the_model_was_trained_for():
+    several = make("multimodal-text-classification", problem_type="multi_label_classification")
+    outputs, _ = run(several, "the fox", None)
+    expected = outputs.logits[0].sigmoid().sort(descending=True).values.tolist()
+    found = several("the fox", top_k=3)
+    assert [label["score"] for label in found] == pytest.approx(expected, rel=1e-5)
+    raw = several("the fox", top_k=3, function_to_apply="none")
+    assert [label["score"] for label in raw] == pytest.approx(
+        outputs.logits[0].sort(descending=True).values.tolist(), rel=1e-5
+    )
+
+
+def test_a_second_text(classify):
+    batch = classify.processor(text=["the fox"], text_pair=["john smith"], return_tensors="pt")
+    with torch.no_grad():
+        probabilities = classify.model(**batch).logits[0].softmax(-1)
+    found = classify({"text": "the fox", "text_pair": "john smith"})
+    assert found["score"] == pytest.approx(float(probabilities.max()), rel=1e-5)
+    with pytest.raises(ValueError, match="some have none"):
+        classify([{"text": "the fox", "text_pair": "john"}, {"text": "the fox"}], batch_size=2)
+
+
+def test_classes_of_many_texts(classify):
+    examples = [{"text": "the fox", "image": picture()}, {"text": LONG}, {"text": "", "image": picture(1)}]
+    alone = [classify(example, top_k=2, return_heatmaps=True) for example in examples]
+    assert alone[0][0]["heatmaps"][0].shape == (20, 30) and alone[1][0]["heatmaps"] == []
+    assert_close(classify(examples, top_k=2, return_heatmaps=True, batch_size=3), alone)
+
+
+# ------------------------------------------------------- answers ----------------------------------------------------
+
+
+def test_answers_about_a_picture(vqa):
+    outputs, _ = run(vqa, "what is the fox", picture())
+    best = outputs.logits[0].softmax(-1)
+    found = vqa(question="what is the fox", image=picture())
+    assert found["answer"] == LABELS["multimodal-visual-question-answering"][int(best.argmax())]
+    assert found["score"] == pytest.approx(float(best.max()), rel=1e-5) and found["gate"] > 0
+    listed = vqa([{"question": "what is the fox", "image": picture()}] * 2, top_k=2, batch_size=2)
+    assert [len(answers) for answers in listed] == [2, 2]
+    assert_close(listed[0][0], found)
+
+
+def test_answers_in_a_text(qa):
+    context = LONG + " and the dog is new"
+    options = {"text_pair": ["what is new"], "pair_first": True}
+    outputs, batch = run(qa, context, picture(), **options)
+    assert len(batch.row_of_window) > 2
+    expected = qa.processor.post_process_question_answering(outputs, batch, allow_no_answer=True)[0]
+    found = qa(question="what is new", context=context, image=picture(), top_k=5, handle_impossible_answer=True)
+    assert_close(found, expected[:5])
+    best = qa({"question": "what is new", "context": context, "image": picture()}, handle_impossible_answer=True)
+    assert_close(best, expected[0])
+
+
+def test_answers_with_heat_maps_and_without_words(qa):
+    examples = [
+        {"question": "who", "context": "john smith sees the fox", "image": picture()},
+        {"question": "who", "context": "", "image": picture()},
+        {"question": "who", "context": "the fox"},
+    ]
+    found = qa(examples, return_heatmaps=True, batch_size=3)
+    assert found[1] == {"answer": "", "score": 0.0, "start": 0, "end": 0, "gate": None, "heatmaps": []}
+    assert found[2]["heatmaps"] == [] and found[2]["gate"] == 0.0
+    answer = found[0]
+    assert answer["heatmaps"][0].shape == (20, 30)
+    outputs, batch = run(qa, "john smith sees the fox", picture(), text_pair=["who"], pair_first=True)
+    first = len("john smith sees the fox"[: answer["start"]].split())
+    last = first + len(answer["answer"].split()) - 1
+    heat = qa.processor.post_process_grounding(outputs, batch, spans=[[(first, last)]])[0][0]["heatmap"]
+    assert_close(answer["heatmaps"][0], heat)
+
+
+# -------------------------------------------------------- rules -----------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("task", "example", "message"),
+    [
+        ("multimodal-token-classification", {"words": ["a"]}, "needs `text`, got the keys words"),
+        ("multimodal-token-classification", {"text": "a", "tokens": ["a"]}, "once: as `text` or as `tokens`"),
+        ("multimodal-token-classification", 3, "needs `text`"),
+        (
+            "multimodal-token-classification",
+            {"text": "a", "image": 1, "images": [1]},
+            "once: as `image` or as `images`",
+        ),
+        ("multimodal-question-answering", {"question": "a"}, "needs `question`, `context`"),
+        ("multimodal-question-answering", "a", "needs `question`, `context`"),
+    ],
+)
+def test_examples_that_lack_something(task, example, message):
+    pipe = make(task)
+    with pytest.raises(ValueError, match=message):
+        pipe([example])
+
+
+def test_options_that_do_nothing_are_refused(ner, classify, qa):
+    with pytest.raises(ValueError, match="takes no `top_k`"):
+        ner("john", top_k=2)
+    with pytest.raises(ValueError, match="takes no `grouped_entities`"):
+        pipeline("multimodal-token-classification", model=ner.model, processor=ner.processor, grouped_entities=True)
+    with pytest.raises(ValueError, match="`aggregation_strategy` must be"):
+        ner("john", aggregation_strategy="max")
+    for pipe, example in ((classify, "a"), (qa, {"question": "a", "context": "b"})):
+        with pytest.raises(ValueError, match="`top_k` must be positive"):
+            pipe(example, top_k=0)
+
+
+def test_options_may_be_given_once_for_all_calls(ner):
+    words = pipeline(
+        "multimodal-token-classification", model=ner.model, processor=ner.processor, aggregation_strategy="none",
+        batch_size=2, device="cpu",
+    )  # fmt: skip
+    assert [word["word"] for word in words("john smith")] == ["john", "smith"]
+    assert words("john smith", aggregation_strategy="simple") == ner("john smith")
+
+
+@pytest.mark.parametrize("task", HEADS)
+def test_a_saved_model_names_its_pipeline_and_brings_the_code(task, tmp_path):
+    make(task).save_pretrained(tmp_path)
+    assert (tmp_path / "pipeline_vtfusion.py").is_file() and (tmp_path / "processor_config.json").is_file()
+    config = HEADS[task].config_class.from_pretrained(tmp_path)
+    assert list(config.custom_pipelines) == [task]
+    assert config.custom_pipelines[task]["impl"] == f"pipeline_vtfusion.{HEADS[task].pipeline_class.__name__}"
