@@ -71,7 +71,9 @@ def run(
         for split, rows in dataset.items()
         if split != "train"
     }
-    return fine_tune(model, processor, windows, evaluators, images, data_args, training_args, "text-classification")
+    return fine_tune(
+        model, processor, windows, evaluators, images, model_args, data_args, training_args, "text-classification"
+    )
 
 
 def ablate(

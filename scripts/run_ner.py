@@ -62,7 +62,9 @@ def run(
         for split, rows in dataset.items()
         if split != "train"
     }
-    return fine_tune(model, processor, windows, evaluators, images, data_args, training_args, "token-classification")
+    return fine_tune(
+        model, processor, windows, evaluators, images, model_args, data_args, training_args, "token-classification"
+    )
 
 
 def ablate(

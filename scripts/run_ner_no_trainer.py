@@ -51,7 +51,7 @@ def main(model_args: ModelArguments, data_args: TokenDataArguments, args: LoopAr
     from vtfusion import VTFusionForTokenClassification
     from vtfusion.training.arguments import VTFusionTrainingArguments
     from vtfusion.training.collator import FusionCollator
-    from vtfusion.training.fine_tuning import by_length, start_run, test_conditions, write_results
+    from vtfusion.training.fine_tuning import by_length, start_run, test_conditions, write_card, write_results
     from vtfusion.training.images import prepare_images
     from vtfusion.training.loading import load_model
     from vtfusion.training.lora import merge_lora
@@ -150,6 +150,7 @@ def main(model_args: ModelArguments, data_args: TokenDataArguments, args: LoopAr
         trained.save_pretrained(args.output_dir)
         processor.save_pretrained(args.output_dir)
     results |= test_conditions(predict, windows, evaluators, image_keys, data_args, training_args)
+    write_card(trained.config, results, evaluators, "token-classification", model_args, data_args, training_args)
     write_results(results, training_args)
     return results
 

@@ -53,6 +53,7 @@ def run(
     )
     from vtfusion.training.fine_tuning import early_stopping, start_run, train_model, write_results
     from vtfusion.training.images import ImageStore, prepare_images
+    from vtfusion.training.model_card import Score, write_model_card
     from vtfusion.training.pretraining import ImageTextTrainer, load_pretraining_model, masked_part
 
     start_run(training_args)
@@ -98,6 +99,14 @@ def run(
             print(f"\n{name}: {'  '.join(losses)}")
     if collator.bad_images and training_args.process_index == 0:
         print(f"{collator.bad_images:,} times an image could not be read and was left out")
+    if "train" in rows and training_args.process_index == 0:
+        figures = [
+            Score(name, "", metric, value)
+            for name in rows
+            if name != "train"
+            for metric, value in results[name].items()
+        ]
+        write_model_card(model.config, results, figures, "fill-mask", model_args, data_args, training_args)
     write_results(results, training_args)
     if training_args.push_to_hub:
         trainer.push_to_hub()

@@ -70,7 +70,9 @@ def run(
         for split, rows in dataset.items()
         if split != "train"
     }
-    return fine_tune(model, processor, windows, evaluators, images, data_args, training_args, "question-answering")
+    return fine_tune(
+        model, processor, windows, evaluators, images, model_args, data_args, training_args, "question-answering"
+    )
 
 
 def ablate(

@@ -48,6 +48,7 @@ def run(
     from vtfusion.training.image_text_retrieval import RetrievalSplit, RetrievalTrainer, recall_report, write_retrieval
     from vtfusion.training.images import prepare_images
     from vtfusion.training.loading import load_model
+    from vtfusion.training.model_card import Score, write_model_card
 
     start_run(training_args)
     with training_args.main_process_first(desc="loading the data"):
@@ -80,9 +81,20 @@ def run(
             )
             if name == "test":
                 write_retrieval(training_args.output_dir, split, ranks)
+    if "train" in rows and training_args.process_index == 0:
+        figures = [
+            Score(name, way.replace("_", " "), metric, value)
+            for name in splits
+            for way, scores in results[name].items()
+            if isinstance(scores, dict)
+            for metric, value in scores.items()
+            if metric.startswith("recall")
+        ]
+        task = "zero-shot-image-classification"
+        write_model_card(model.config, results, figures, task, model_args, data_args, training_args)
     write_results(results, training_args)
     if training_args.push_to_hub:
-        trainer.push_to_hub(tasks="zero-shot-image-classification")
+        trainer.push_to_hub()
     return results
 
 

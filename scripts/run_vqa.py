@@ -59,12 +59,20 @@ def run(
         }
     )
     evaluators = {
-        split: AnswerEvaluator(rows, windows[split], answer_names)
+        split: AnswerEvaluator(rows, windows[split], answer_names, problem_type)
         for split, rows in dataset.items()
         if split != "train"
     }
     return fine_tune(
-        model, processor, windows, evaluators, images, data_args, training_args, "visual-question-answering"
+        model,
+        processor,
+        windows,
+        evaluators,
+        images,
+        model_args,
+        data_args,
+        training_args,
+        "visual-question-answering",
     )
 
 

@@ -27,7 +27,7 @@ def test_accuracy_is_the_score_that_people_gave():
             {"text": ["maybe"], "score": [1.0]},
         ],
     }
-    evaluator = AnswerEvaluator(dataset, {"row": [2, 0, 1]}, ["yes", "no"])  # type: ignore[arg-type]
+    evaluator = AnswerEvaluator(dataset, {"row": [2, 0, 1]}, ["yes", "no"], "single_label_classification")  # type: ignore[arg-type]
     logits = np.array([[0.0, 1.0], [2.0, 1.0], [1.0, 0.0]])
     answers = evaluator.answers((logits,))
     assert answers == ["yes", "yes", "no"]

@@ -15,16 +15,12 @@ from typing import Any, TypeVar
 import numpy as np
 
 from .arguments import DataArguments, ModelArguments, VTFusionTrainingArguments
+from .images import IMAGE_CONDITIONS
+from .model_card import add_ablation
 
 # Keys of what is compared: the conditions of `apply_condition`, and the model that was trained without images.
 TEXT_ONLY = "text_only"
-_NAMES = {
-    "true": "true image",
-    "shuffled": "shuffled image",
-    "blank": "blank image",
-    "none": "no image",
-    TEXT_ONLY: "text-only twin",
-}
+_NAMES = {**IMAGE_CONDITIONS, TEXT_ONLY: "text-only twin"}
 # The first two decide the verdict; they are fixed before anything is seen.
 _COMPARISONS = (("true", "shuffled"), ("true", TEXT_ONLY), ("true", "blank"), ("true", "none"), ("none", TEXT_ONLY))
 
@@ -430,6 +426,10 @@ def ablate_images(
         {name: np.stack(arrays) for name, arrays in by_run.items()}, scores, metric, seeds, num_with_image
     )
     report.save(training_args.output_dir)
+    for (_, text_only), folder in folders.items():
+        card = folder / "README.md"
+        if not text_only and card.is_file():
+            add_ablation(card, report.to_markdown())
     print(f"\n{report.to_markdown()}")
     return report
 

@@ -324,6 +324,11 @@ class VTFusionTrainingArguments(TrainingArguments):
     load_best_model_at_end: bool = field(default=True, metadata={"help": "Go back to the best checkpoint at the end."})
     metric_for_best_model: str | None = field(default="f1", metadata={"help": "What the best checkpoint is best in."})
     report_to: str = field(default="none", metadata={"help": "Experiment trackers."})
+    license: str | None = field(default=None, metadata={"help": "Licence of the model, for its card."})
+    language: list[str] | None = field(
+        default=None, metadata={"help": "Languages of the texts, for the card: codes such as en."}
+    )
+    hub_strategy: str = field(default="end", metadata={"help": "Must stay end: the finished model is pushed."})
     # texts of one length in a batch: less padding; transformers renamed the flag between 5.0 and 5.24
     if "train_sampling_strategy" in TrainingArguments.__dataclass_fields__:
         train_sampling_strategy: str = field(
@@ -336,6 +341,10 @@ class VTFusionTrainingArguments(TrainingArguments):
         super().__post_init__()
         if self.remove_unused_columns:
             raise ValueError("`remove_unused_columns` must be False: Trainer would drop the images.")
+        if self.hub_strategy != "end":
+            raise ValueError(
+                "`hub_strategy` must be end: Trainer would push the predictions and states of `output_dir`."
+            )
         if self.label_smoothing_factor:
             raise ValueError(
                 "`label_smoothing_factor` is not supported: Trainer's loss would replace L_ct, L_t and L_v. Give "

@@ -79,6 +79,14 @@ def mean_by_row(values: np.ndarray, rows: Sequence[int], num_rows: int) -> np.nd
     return total / np.bincount(rows, minlength=num_rows).reshape(-1, *[1] * (values.ndim - 1))
 
 
+def to_probabilities(logits: np.ndarray, problem_type: str) -> np.ndarray:
+    """Probabilities of classes from logits of the same shape `(…, classes)`; numbers stay as they are."""
+    if problem_type == SINGLE:
+        logits = np.exp(logits - logits.max(axis=-1, keepdims=True))
+        return logits / logits.sum(axis=-1, keepdims=True)
+    return 1 / (1 + np.exp(-np.clip(logits, -500, 500))) if problem_type == MULTI else logits
+
+
 def expected_calibration_error(probabilities: np.ndarray, labels: np.ndarray, num_bins: int = 15) -> float:
     """
     How far the confidence in the predicted class lies from how often it is right, averaged over bins of equal width
@@ -139,12 +147,7 @@ class TextEvaluator:
     def probabilities(self, predictions: tuple[np.ndarray, ...]) -> np.ndarray:
         """`(texts, classes)`, or the predicted numbers for regression."""
         logits = np.asarray(predictions[0], dtype=np.float64)
-        if self.problem_type == SINGLE:
-            logits = np.exp(logits - logits.max(axis=-1, keepdims=True))
-            logits /= logits.sum(axis=-1, keepdims=True)
-        elif self.problem_type == MULTI:
-            logits = 1 / (1 + np.exp(-np.clip(logits, -500, 500)))
-        return mean_by_row(logits, self.row_of_window, len(self.texts))
+        return mean_by_row(to_probabilities(logits, self.problem_type), self.row_of_window, len(self.texts))
 
     def answers(self, predictions: tuple[np.ndarray, ...]) -> list[dict[str, Any]]:
         """For each text `"label"` (a name, a list of names or a number) and `"scores"`, one for each class."""

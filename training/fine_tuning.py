@@ -13,12 +13,14 @@ from transformers import EarlyStoppingCallback, EvalPrediction, TrainerCallback,
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 
+from ..configuration_vtfusion import VTFusionConfig
 from ..modeling_vtfusion import VTFusionPreTrainedModel
 from ..processing_vtfusion import VTFusionProcessor
-from .arguments import DataArguments, VTFusionTrainingArguments
+from .arguments import DataArguments, ModelArguments, VTFusionTrainingArguments
 from .collator import FusionCollator
-from .images import FeatureCache, ImageStore, RowKeys, apply_condition
+from .images import IMAGE_CONDITIONS, FeatureCache, ImageStore, RowKeys, apply_condition
 from .lora import merge_lora
+from .model_card import Score, write_model_card
 from .trainer import VTFusionTrainer
 from .versions import package_versions
 
@@ -119,15 +121,16 @@ def fine_tune(
     windows: Mapping[str, Dataset],
     evaluators: Mapping[str, Evaluator],
     images: tuple[dict[str, list[RowKeys]], ImageStore, FeatureCache | None],
+    model_args: ModelArguments,
     data_args: DataArguments,
     training_args: VTFusionTrainingArguments,
-    tasks: str,
+    task: str,
 ) -> dict[str, Any]:
     """
     Trains on the windows of the split `"train"`, if there is one, and tests on the others.
 
-    Writes the model with its processor and code into `output_dir`, `test_report.txt`, `test_predictions.jsonl` (a line
-    for each row, with the predictions under every image condition), and last `results.json`.
+    Writes the model with its processor, code and card into `output_dir`, `test_report.txt`, `test_predictions.jsonl`
+    (a line for each row, with the predictions under every image condition), and last `results.json`.
 
     Args:
         model ([`VTFusionPreTrainedModel`]):
@@ -140,12 +143,14 @@ def fine_tune(
             For each split but `"train"`.
         images (`tuple`):
             What [`prepare_images`] returned.
+        model_args ([`ModelArguments`]):
+            Where the model came from, for its card.
         data_args ([`DataArguments`]):
             `text_only` and `image_conditions`.
         training_args ([`VTFusionTrainingArguments`]):
             All the rest.
-        tasks (`str`):
-            The task's name on the Hub, for the model card.
+        task (`str`):
+            The task's name on the Hub, for the card.
 
     Returns:
         `dict[str, Any]`: what stands in `results.json`: the scores by split and image condition, seconds, peak memory,
@@ -173,9 +178,11 @@ def fine_tune(
     results |= test_conditions(
         lambda rows: trainer.predict(rows).predictions, windows, evaluators, image_keys, data_args, training_args
     )
+    if "train" in windows:
+        write_card(model.config, results, evaluators, task, model_args, data_args, training_args)
     write_results(results, training_args)
     if training_args.push_to_hub:
-        trainer.push_to_hub(tasks=tasks)
+        trainer.push_to_hub()
     return results
 
 
@@ -199,7 +206,7 @@ def train_model(trainer: VTFusionTrainer) -> dict[str, Any]:
     trainer.train(resume_from_checkpoint=checkpoint)
     seconds = round(time.perf_counter() - started, 1)
     merge_lora(trainer.model)
-    trainer.save_model()
+    trainer.save_model(_internal_call=True)  # what is pushed is the finished model with its card, once
     trainer.save_state()
     return {"train_seconds": seconds}
 
@@ -251,6 +258,7 @@ def test_conditions(
                 file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
             scored = (f"{name} {100 * results[split][name][evaluator.metric]:.2f}" for name in conditions)
             print(f"\ntest {evaluator.metric} by image:  {'  '.join(scored)}")
+    results["texts"] = {split: len(keys) for split, keys in image_keys.items()}
     results["test_texts_with_image"] = sum(keys is not None for keys in image_keys.get("test", []))
     return results
 
@@ -265,6 +273,26 @@ def write_results(results: dict[str, Any], training_args: VTFusionTrainingArgume
         path = Path(training_args.output_dir, "results.json")
         path.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
         logger.info("results written to %s", path)
+
+
+def write_card(
+    config: VTFusionConfig,
+    results: Mapping[str, Any],
+    evaluators: Mapping[str, Evaluator],
+    task: str,
+    model_args: ModelArguments,
+    data_args: DataArguments,
+    training_args: VTFusionTrainingArguments,
+) -> None:
+    """The card with the main score of each split under every image condition; see [`write_model_card`]."""
+    if training_args.process_index != 0:
+        return
+    scores = [
+        Score(split, IMAGE_CONDITIONS[condition], evaluator.metric, float(of_condition[evaluator.metric]))
+        for split, evaluator in evaluators.items()
+        for condition, of_condition in results[split].items()
+    ]
+    write_model_card(config, results, scores, task, model_args, data_args, training_args)
 
 
 def read_records(folder: str | os.PathLike, field: str) -> tuple[list[dict[str, Any]], dict[str, str]]:

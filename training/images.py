@@ -24,7 +24,13 @@ from .arguments import DataArguments
 logger = logging.get_logger(__name__)
 
 BLANK_KEY = "blank"
-IMAGE_CONDITIONS = ("true", "shuffled", "blank", "none")
+# What a model can be tested with, and how people read it.
+IMAGE_CONDITIONS = {
+    "true": "true image",
+    "shuffled": "shuffled image",
+    "blank": "blank image",
+    "none": "no image",
+}
 
 RowKeys = list[str] | None
 

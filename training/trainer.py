@@ -1,10 +1,14 @@
 """`Trainer` with a learning rate of its own for the fusion part, and evaluation in the order of the data."""
 
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils.data import Sampler, SequentialSampler
 from transformers import Trainer
+
+from .publishing import upload_model
 
 _ENCODERS = ("text_model.", "vision_model.")
 
@@ -49,6 +53,44 @@ class VTFusionTrainer(Trainer):
         )
         self.optimizer = optimizer_class(groups, **kwargs)
         return self.optimizer
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+    ) -> Any:
+        """
+        Uploads the model with its code, the processor and the card in `output_dir`, and nothing else of it: neither
+        predictions, which hold the data's texts, nor arguments and states, which hold paths.
+
+        Args:
+            commit_message (`str`, *optional*, defaults to `"End of training"`): the message.
+            blocking (`bool`, *optional*, defaults to `True`): whether to return only when it is done.
+            token (`str`, *optional*, defaults to `hub_token`): who uploads.
+            revision (`str`, *optional*, defaults to `hub_revision`): the branch.
+            private (`bool`, *optional*, defaults to `hub_private_repo`): whether a new repository is private.
+
+        Returns:
+            What [`upload_model`] returns in the main process, else `None`.
+        """
+        if self.hub_model_id is None:
+            self.init_hf_repo(token=token, private=private)
+        folder = tempfile.TemporaryDirectory()
+        self.save_model(folder.name, _internal_call=True)
+        if not self.is_world_process_zero():
+            return None
+        return upload_model(
+            folder,
+            Path(self.args.output_dir, "README.md"),
+            self.hub_model_id,
+            commit_message,
+            token or self.args.hub_token,
+            revision or self.args.hub_revision,
+            blocking,
+        )
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Sampler | None:
         # Grouping by length would shuffle the windows, and words could not be put back into their texts.

@@ -10,7 +10,7 @@ from transformers import AutoConfig, EvalPrediction
 
 from ..processing_vtfusion import VTFusionProcessor
 from .arguments import AnswerDataArguments
-from .classification import MULTI, SINGLE, mean_by_row
+from .classification import MULTI, SINGLE, mean_by_row, to_probabilities
 from .fine_tuning import limit_rows, map_to_windows, read_records
 from .images import RowKeys
 from .text_data import load_visual_question_answering_dataset
@@ -96,21 +96,23 @@ class AnswerEvaluator:
         dataset (`datasets.Dataset`): with `question` and `answers`.
         windows (`datasets.Dataset`): made from it by [`encode_questions`], in the order in which they are predicted.
         answer_names (`Sequence[str]`): the answers to choose from.
+        problem_type (`str`): whether a question has one answer or several with scores.
     """
 
     metric = "accuracy"
     field = "predicted_answer"
 
-    def __init__(self, dataset: Dataset, windows: Dataset, answer_names: Sequence[str]):
-        self.answer_names = list(answer_names)
+    def __init__(self, dataset: Dataset, windows: Dataset, answer_names: Sequence[str], problem_type: str):
+        self.answer_names, self.problem_type = list(answer_names), problem_type
         self.questions: list[str] = list(dataset["question"])
         self.true = [dict(zip(row["text"], row["score"], strict=True)) for row in dataset["answers"]]
         self.row_of_window: list[int] = list(windows["row"])
 
     def answers(self, predictions: tuple[np.ndarray, ...]) -> list[str]:
         """The answer to each question."""
-        logits = mean_by_row(np.asarray(predictions[0], dtype=np.float64), self.row_of_window, len(self.questions))
-        return [self.answer_names[index] for index in logits.argmax(axis=-1)]
+        probabilities = to_probabilities(np.asarray(predictions[0], dtype=np.float64), self.problem_type)
+        mean = mean_by_row(probabilities, self.row_of_window, len(self.questions))
+        return [self.answer_names[index] for index in mean.argmax(axis=-1)]
 
     def score(self, answers: Sequence[str]) -> dict[str, float | int]:
         """`accuracy`, the number of questions, and the share of them whose answer can be chosen at all."""

@@ -143,7 +143,10 @@ def test_config_maps_every_class(saved):
 
 def test_model_alone_has_what_it_needs(tmp_path):
     make_model("precomputed").save_pretrained(tmp_path)
-    assert {path.name for path in tmp_path.glob("*.py")} == HUB_FILES - {"processing_vtfusion.py", "images_vtfusion.py"}
+    assert {path.name for path in tmp_path.glob("*.py")} == HUB_FILES - {
+        "processing_vtfusion.py",
+        "images_vtfusion.py",
+    }
 
 
 @pytest.mark.slow

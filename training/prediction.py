@@ -1,0 +1,154 @@
+"""A trained model over files: examples as the pipelines take them, and their results as JSON lines."""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import datasets
+from datasets import Dataset
+from transformers import AutoConfig
+from transformers.utils import logging
+
+from .. import modeling_vtfusion
+from ..images_vtfusion import decode_image
+from ..pipeline_vtfusion import VTFusionPipeline
+from ..processing_vtfusion import VTFusionProcessor
+from .sources import find_columns, join_columns, load_sources
+
+# What the texts of a pipeline are usually called in people's files, best first.
+_COLUMNS = {
+    "text": ("text", "tokens", "words", "sentence", "caption"),
+    "question": ("question", "query"),
+    "context": ("context", "passage", "document"),
+}
+
+
+def load_pipeline(model: str, revision: str = "main", device: str | None = None) -> VTFusionPipeline:
+    """
+    The pipeline of a trained model, with the code of this package.
+
+    Args:
+        model (`str`): a folder or a Hub id.
+        revision (`str`, *optional*, defaults to `"main"`): its branch, tag or commit.
+        device (`str`, *optional*): such as `"cpu"` or `"cuda:0"`; by default an accelerator if there is one.
+
+    Raises:
+        `ValueError`: The model has no pipeline: it is none of ours, or for pretraining or retrieval.
+    """
+    config = AutoConfig.from_pretrained(model, revision=revision)
+    architecture = (config.architectures or ["?"])[0]
+    head = getattr(modeling_vtfusion, architecture, None)
+    if head is None or getattr(head, "pipeline_class", None) is None:
+        raise ValueError(f"{model} is a {architecture}, which has no pipeline to predict with.")
+    pipeline_class: type[VTFusionPipeline] = head.pipeline_class
+    return pipeline_class(
+        model=head.from_pretrained(model, revision=revision).eval(),
+        processor=VTFusionProcessor.from_pretrained(model, revision=revision),
+        task=pipeline_class.pipeline_task,
+        device=device,
+    )
+
+
+def load_examples(
+    file: str | os.PathLike,
+    pipe: VTFusionPipeline,
+    columns: Mapping[str, str | None] | None = None,
+    image_column: str | None = None,
+    image_folder: str | os.PathLike | None = None,
+) -> Dataset:
+    """
+    Reads what a pipeline needs of a file: JSONL, CSV, parquet, a folder with `metadata.jsonl`, or plain text with a
+    text in each line.
+
+    Args:
+        file (`str` or `os.PathLike`): the file or folder.
+        pipe ([`VTFusionPipeline`]): its `text_fields` are read.
+        columns (`Mapping[str, str | None]`, *optional*): for a field of the pipeline the column that holds it, where
+            it has no usual name.
+        image_column (`str`, *optional*): the column with the image or images.
+        image_folder (`str` or `os.PathLike`, *optional*): what relative image paths start from.
+
+    Returns:
+        `datasets.Dataset`: the fields and, if there are any, `images`, undecoded.
+    """
+    columns = columns or {}
+    unknown = [name for name, column in columns.items() if column is not None and name not in pipe.text_fields]
+    if unknown:
+        raise ValueError(f"{pipe.pipeline_task} reads no {' or '.join(unknown)}, but {', '.join(pipe.text_fields)}.")
+    source = load_sources(test_file=file, image_folder=image_folder, load_text_file=_read_lines)["test"]
+    wanted = {f"{name}_column": (columns.get(name), _COLUMNS[name]) for name in pipe.text_fields}
+    found = find_columns(source, wanted)
+    texts = source.dataset.select_columns(found).rename_columns(
+        {column: name for name, column in zip(pipe.text_fields, found, strict=True) if column != name}
+    )
+    rows = join_columns({"test": source}, {"test": texts}, {"test": set(found)}, image_column)["test"]
+    return rows.select_columns([name for name in (*pipe.text_fields, "images") if name in rows.column_names])
+
+
+def _read_lines(path: str, split: str, image_folder: str | None, cache_dir: str | None) -> Dataset:
+    loaded = datasets.load_dataset("text", data_files={split: path}, split=split, cache_dir=cache_dir)
+    if not isinstance(loaded, Dataset):
+        raise ValueError(f"{path} cannot be read as lines of text.")
+    return loaded
+
+
+def decoded_examples(rows: Dataset, on_bad_image: str = "error") -> Iterator[dict[str, Any]]:
+    """
+    The examples of [`load_examples`] with their images as pixels.
+
+    Args:
+        rows (`datasets.Dataset`): the examples.
+        on_bad_image (`str`, *optional*, defaults to `"error"`): what an unreadable image does: `"error"`, or
+            `"skip_image"` to leave it out, with a warning that names the row.
+    """
+    for index, row in enumerate(rows):
+        images = []
+        for image in row.get("images") or []:
+            try:
+                images.append(decode_image(image, allow_paths=True))
+            except ValueError as error:
+                where = f"Row {index}, field `images`: {error}"
+                if on_bad_image == "error":
+                    raise ValueError(where) from error
+                logging.get_logger(__name__).warning("%s. It is left out.", where)
+        yield {**row, "images": images or None}
+
+
+def predict_file(
+    pipe: VTFusionPipeline,
+    rows: Dataset,
+    output: str | os.PathLike,
+    batch_size: int = 16,
+    on_bad_image: str = "error",
+    **options: Any,
+) -> int:
+    """
+    Writes a line for each example: `row`, the texts, and `prediction`. The file appears when it is whole.
+
+    Args:
+        pipe ([`VTFusionPipeline`]): what predicts.
+        rows (`datasets.Dataset`): what [`load_examples`] read.
+        output (`str` or `os.PathLike`): the file of JSON lines.
+        batch_size (`int`, *optional*, defaults to 16): examples in a batch.
+        on_bad_image (`str`, *optional*, defaults to `"error"`): see [`decoded_examples`].
+        options (*optional*): what the pipeline takes besides.
+
+    Returns:
+        `int`: the number of lines.
+    """
+    unfinished = Path(f"{os.fspath(output)}.unfinished")
+    unfinished.parent.mkdir(parents=True, exist_ok=True)
+    results = pipe(decoded_examples(rows, on_bad_image), batch_size=batch_size, **options)
+    texts = rows.select_columns(list(pipe.text_fields))
+    try:
+        with open(unfinished, "w", encoding="utf-8") as file:
+            progress = logging.tqdm(zip(texts, results, strict=True), total=len(rows), desc="Predicting")
+            for index, (row, prediction) in enumerate(progress):
+                line = {"row": index, **row, "prediction": prediction}
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        unfinished.replace(output)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return len(rows)
