@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import HfArgumentParser
 
-from vtfusion.training.arguments import TokenDataArguments, VTFusionTrainingArguments
+from vtfusion.training.arguments import GateDataArguments, VTFusionTrainingArguments
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -30,9 +30,12 @@ class GateArguments:
     split: str = field(default="test", metadata={"help": "Which split to report on."})
     min_count: int = field(default=5, metadata={"help": "A word must occur so often to be listed."})
     num_examples: int = field(default=12, metadata={"help": "Texts drawn on the page."})
+    output_dir: str = field(default="outputs/gates", metadata={"help": "Where everything is written."})
+    per_device_eval_batch_size: int = field(default=32, metadata={"help": "Windows in a batch."})
+    use_cpu: bool = field(default=False, metadata={"help": "Leave an accelerator alone."})
 
 
-def main(args: GateArguments, data_args: TokenDataArguments, training_args: VTFusionTrainingArguments) -> Any:
+def main(args: GateArguments, data_args: GateDataArguments) -> Any:
     from vtfusion import VTFusionForTokenClassification, VTFusionProcessor
     from vtfusion.app.gate_page import gate_page
     from vtfusion.training.collator import FusionCollator
@@ -42,8 +45,9 @@ def main(args: GateArguments, data_args: TokenDataArguments, training_args: VTFu
     from vtfusion.training.token_classification import WordEvaluator, encode_windows, load_splits
     from vtfusion.training.trainer import VTFusionTrainer
 
-    if data_args.text_only:
-        raise ValueError("`text_only` does not go together with a report on the use of pictures.")
+    training_args = VTFusionTrainingArguments(
+        output_dir=args.output_dir, per_device_eval_batch_size=args.per_device_eval_batch_size, use_cpu=args.use_cpu
+    )
     dataset = load_splits(data_args, args.model_name_or_path, args.model_revision)
     if args.split not in dataset:
         raise ValueError(f"There is no split {args.split!r}. There are: {', '.join(dataset)}.")
@@ -66,7 +70,7 @@ def main(args: GateArguments, data_args: TokenDataArguments, training_args: VTFu
     }
     usage = word_usage(evaluator, predictions["true"], predictions["none"], keys)
     report = summarize_usage(usage, args.min_count)
-    report.save(training_args.output_dir)
+    report.save(args.output_dir)
     print(f"\n{report.to_markdown()}")
 
     examples = []
@@ -74,7 +78,7 @@ def main(args: GateArguments, data_args: TokenDataArguments, training_args: VTFu
         images = [store.load(key) for key in keys[row] or []]
         figure = draw_example(model, processor, rows[row]["tokens"], images, f"{args.split}, row {row}")
         examples.append({"figure": figure, "usage": usage[usage["row"] == row]})
-    page = Path(training_args.output_dir, "gate_report.html")
+    page = Path(args.output_dir, "gate_report.html")
     page.write_text(
         gate_page(f"Which words used the picture? {Path(args.model_name_or_path).name}", report, examples),
         encoding="utf-8",
@@ -112,6 +116,4 @@ def draw_example(
 
 
 if __name__ == "__main__":
-    main(
-        *HfArgumentParser((GateArguments, TokenDataArguments, VTFusionTrainingArguments)).parse_args_into_dataclasses()
-    )
+    main(*HfArgumentParser((GateArguments, GateDataArguments)).parse_args_into_dataclasses())

@@ -2,13 +2,15 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from datasets import Dataset
+from datasets import Dataset, load_from_disk
+from huggingface_hub import ModelCard
 from transformers import AutoTokenizer, TrainingArguments
 
 from vtfusion import VTFusionForTokenClassification, VTFusionProcessor
@@ -89,9 +91,14 @@ def test_from_data_to_results(sample, tmp_path):
     processor = VTFusionProcessor.from_pretrained(tmp_path)
     batch = processor(text="Mirano spoke .", return_tensors="pt")
     assert model(**batch).logits.shape[-1] == 9
-    for file in tmp_path.glob("*.json"):
+    for file in (*tmp_path.glob("*.json"), tmp_path / "README.md"):
         if file.name not in ("trainer_state.json", "results.json"):
             assert str(sample) not in file.read_text(), file.name
+    card = ModelCard.load(tmp_path / "README.md")
+    assert {result.dataset_config: result.metric_value for result in card.data.eval_results[-4:]} == pytest.approx(
+        {f"{name} image" if name != "none" else "no image": results["test"][name]["f1"] for name in results["test"]},
+        abs=1e-4,
+    )
 
 
 def test_windows_of_many_rows_without_image_before_the_first_with_one(sample):
@@ -122,6 +129,16 @@ def test_trained_encoders_and_test_alone(sample, tmp_path):
     again = run(sample, tmp_path / "b", "--model_name_or_path", str(tmp_path / "a"), "--num_train_epochs", "0")
     assert again["test"] == trained["test"]
 
+    command = [sys.executable, str(SCRIPTS / "gate_report.py"), "--model_name_or_path", str(tmp_path / "a")]
+    command += ["--dataset_name", str(sample / "data"), "--output_dir", str(tmp_path / "gates"), "--num_examples", "2"]
+    command += ["--use_cpu", "True", "--min_count", "1"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert {file.name for file in (tmp_path / "gates").iterdir()} >= {"gate_report.md", "gate_report.html"}
+    words = sum(len(row["tokens"]) for row in load_from_disk(str(sample / "data"))["test"] if row["images"])
+    assert re.search(rf"\| all words \| {words:,} \|", done.stdout)
+
 
 def test_image_ablation_is_the_runs_side_by_side_and_goes_on(sample, tmp_path):
     options = ["--image_ablation", "--seeds", "3", "4", "--image_dropout", "0.2", "--max_train_samples", "16"]
@@ -140,6 +157,8 @@ def test_image_ablation_is_the_runs_side_by_side_and_goes_on(sample, tmp_path):
         assert not list((tmp_path / f"seed-{seed}").glob("*/checkpoint-*"))
     model = VTFusionForTokenClassification.from_pretrained(tmp_path / "seed-3" / "fused")
     assert model.config.image_dropout == 0.2
+    assert report["verdict"] in (tmp_path / "seed-3" / "fused" / "README.md").read_text()
+    assert "Not studied" in (tmp_path / "seed-3" / "text_only" / "README.md").read_text()
 
     (tmp_path / "seed-4" / "text_only" / "results.json").unlink()  # as if it had been stopped there
     again = run(sample, tmp_path, *options)

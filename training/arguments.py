@@ -177,6 +177,16 @@ class TokenDataArguments(DataArguments, TokenSourceArguments):
 
 
 @dataclass
+class GateDataArguments(TokenDataArguments):
+    """Data to see on which words used the picture."""
+
+    # No flags here: nothing is trained, and what is looked at is the true images beside none.
+    text_only: bool = field(default=False, init=False)
+    image_conditions: list[str] = field(default_factory=lambda: ["true", "none"], init=False)
+    max_train_samples: int | None = field(default=None, init=False)
+
+
+@dataclass
 class ClassificationDataArguments(DataArguments):
     """Data for the classification of texts."""
 
