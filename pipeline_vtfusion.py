@@ -190,7 +190,8 @@ class VTFusionPipeline(Pipeline):
 
 class VTFusionTokenClassificationPipeline(VTFusionPipeline):
     """
-    Entities in texts with or without pictures. An example has `text` or a list of words as `tokens`.
+    Entities in texts with or without pictures. An example has `text` or a list of words as `tokens`; among several
+    examples a list of words is one too.
 
     Example:
 
@@ -218,6 +219,8 @@ class VTFusionTokenClassificationPipeline(VTFusionPipeline):
     auto_class = "AutoModelForTokenClassification"
 
     def read_example(self, example: Any, images: Any = None) -> dict[str, Any]:
+        if isinstance(example, (list, tuple)):
+            example = {"tokens": list(example)}
         if isinstance(example, Mapping) and example.get("tokens") is not None:
             if example.get("text") is not None:
                 raise ValueError("Give the words of an example once: as `text` or as `tokens`.")

@@ -10,7 +10,14 @@ from huggingface_hub import ModelCard
 
 from tiny import tiny_config
 from vtfusion.training.arguments import DataArguments, ModelArguments, VTFusionTrainingArguments
-from vtfusion.training.model_card import Score, add_ablation, command_line, read_licence, write_model_card
+from vtfusion.training.model_card import (
+    Score,
+    add_ablation,
+    command_line,
+    name_repository,
+    read_licence,
+    write_model_card,
+)
 
 SCORES = [Score("validation", "true image", "f1", 0.5), Score("test", "true image", "f1", 0.41234), Score("test", "no image", "f1", 0.4)]  # fmt: skip
 RESULTS = {
@@ -92,6 +99,15 @@ def test_a_study_takes_the_place_of_the_caveat(tmp_path, encoders):
     other.write_text("---\nlicense: mit\n---\n# Other\n", encoding="utf-8")
     with pytest.raises(ValueError, match="no section"):
         add_ablation(other, "x")
+
+
+def test_a_card_takes_the_name_of_its_repository(tmp_path, encoders):
+    path = write(tmp_path, encoders)
+    name_repository(path, "someone/ner-with-pictures")
+    card = ModelCard.load(path)
+    assert card.data.model_name == "ner-with-pictures" and len(card.data.eval_results) == 3
+    assert "# ner-with-pictures\n" in card.text and "# run\n" not in card.text
+    assert 'pipeline(model="someone/ner-with-pictures", trust_remote_code=True)' in card.text
 
 
 def test_licences(tmp_path, encoders):

@@ -212,6 +212,9 @@ def test_data_sets_and_their_columns(ner):
     assert_close(list(ner(dataset.to_iterable_dataset(), batch_size=2)), expected)
     texts = datasets.Dataset.from_dict({"text": ["john smith", "the fox"]})
     assert_close(list(ner(texts["text"])), [ner("john smith"), ner("the fox")])
+    expected = [ner({"tokens": row}) for row in rows["tokens"]]
+    assert_close(list(ner(dataset["tokens"])), expected)
+    assert_close(ner(rows["tokens"], batch_size=3), expected)
 
 
 def test_images_beside_a_list_of_texts(ner):

@@ -118,9 +118,13 @@ def add_ablation(path: str | os.PathLike, report: str) -> None:
 
 
 def name_repository(path: str | os.PathLike, repo_id: str) -> None:
-    """Puts the name of the repository where a card tells how to load the model."""
+    """Gives a card the name of the repository: its title, its metadata, and where it tells how to load the model."""
     card = ModelCard.load(path)
+    name = repo_id.split("/")[-1]
     card.text = re.sub(r'(pipeline\(model=|from_pretrained\()"[^"]*"', rf'\g<1>"{repo_id}"', card.text)
+    if card.data.model_name is not None:
+        card.text = card.text.replace(f"# {card.data.model_name}\n", f"# {name}\n", 1)
+        card.data.model_name = name
     card.save(path)
 
 
