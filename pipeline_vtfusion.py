@@ -105,7 +105,7 @@ class VTFusionPipeline(Pipeline):
         return {**{name: example[name] for name in self.text_fields}, "images": found[0] if found else None}
 
     def _sanitize_parameters(self, **kwargs: Any) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-        preprocess = {
+        preprocess: dict[str, Any] = {
             name: kwargs.pop(name) for name in ("allow_paths", "allow_urls", "max_length", "stride") if name in kwargs
         }
         known = list(inspect.signature(self.postprocess).parameters)[1:]
@@ -392,7 +392,11 @@ class VTFusionVisualQuestionAnsweringPipeline(VTFusionTextClassificationPipeline
         return {"text": [example["question"] for example in examples]}
 
     def postprocess(
-        self, model_outputs: dict[str, Any], top_k: int | None = 1, return_heatmaps: bool = False
+        self,
+        model_outputs: dict[str, Any],
+        top_k: int | None = 1,
+        function_to_apply: str | None = None,
+        return_heatmaps: bool = False,
     ) -> list[Any]:
         """
         The best answer to each question, or several.
@@ -402,13 +406,15 @@ class VTFusionVisualQuestionAnsweringPipeline(VTFusionTextClassificationPipeline
                 What the model said, and the batch.
             top_k (`int`, *optional*, defaults to 1):
                 How many answers, best first. With 1 the result is a `dict`, else a list; `None` gives all.
+            function_to_apply (`str`, *optional*):
+                `"softmax"`, `"sigmoid"` or `"none"`. By default what the model was trained for.
             return_heatmaps (`bool`, *optional*, defaults to `False`):
                 Whether to add `heatmaps`, of all words of the question.
 
         Returns:
             `list`: for each question a `dict` of `answer`, `score` and `gate`, or a list of them.
         """
-        results = super().postprocess(model_outputs, top_k, return_heatmaps=return_heatmaps)
+        results = super().postprocess(model_outputs, top_k, function_to_apply, return_heatmaps)
         for answers in results:
             for answer in [answers] if top_k == 1 else answers:
                 answer["answer"] = answer.pop("label")
