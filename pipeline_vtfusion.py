@@ -89,7 +89,7 @@ class VTFusionPipeline(Pipeline):
             return super().__call__([self.read_example(example, of) for example, of in pairs], **kwargs)
         if images is not None:
             raise ValueError("`images` is for one example or a list; here put them into the examples.")
-        return super().__call__((self.read_example(example) for example in inputs), **kwargs)
+        return super().__call__(_Stream(self.read_example(example) for example in inputs), **kwargs)
 
     def read_example(self, example: Any, images: Any = None) -> dict[str, Any]:
         """The fields of the task and `images` (a list, an image or `None`) of an example."""
@@ -130,7 +130,7 @@ class VTFusionPipeline(Pipeline):
         if not isinstance(inputs, list):
             if num_workers > 1:
                 logger.warning("Examples that come one by one are prepared by one worker, not by %d.", num_workers)
-            inputs, num_workers = _Stream(inputs), min(num_workers, 1)
+            num_workers = min(num_workers, 1)
         prepare = partial(self.preprocess, **preprocess_params)
         for batch in DataLoader(inputs, batch_size=batch_size, num_workers=num_workers, collate_fn=prepare):
             yield from self.postprocess(self.forward(batch, **forward_params), **postprocess_params)

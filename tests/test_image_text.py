@@ -32,6 +32,7 @@ from vtfusion.training.arguments import (
     ModelArguments,
     PretrainingArguments,
     VTFusionTrainingArguments,
+    random_order,
 )
 from vtfusion.training.captions import (
     CaptionCollator,
@@ -370,7 +371,7 @@ def pretrain(
                 "learning_rate": 1e-3,
                 "logging_steps": 1,
                 "metric_for_best_model": "loss",
-                "train_sampling_strategy": "random",
+                **random_order(),
                 **kwargs,
             }
         ),
