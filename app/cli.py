@@ -65,7 +65,9 @@ TaskArgument = Annotated[str | None, typer.Argument(metavar="TASK", help=f"One o
 @app.command(context_settings=_TO_SCRIPT)
 def train(context: typer.Context, task: TaskArgument = None) -> None:
     """
-    Train and test a model: `vtfusion train ner --text_model … --vision_model … --train_file … --output_dir …`.
+    Train and test a model.
+
+    `vtfusion train ner --text_model … --vision_model … --train_file … --output_dir …`
 
     What a task takes: `vtfusion train ner --help`. With `--image_ablation --seeds 0 1 2` it is a study of whether the
     picture helped.
@@ -76,7 +78,9 @@ def train(context: typer.Context, task: TaskArgument = None) -> None:
 @app.command(context_settings=_TO_SCRIPT)
 def evaluate(context: typer.Context, task: TaskArgument = None) -> None:
     """
-    Test a trained model: `vtfusion evaluate ner --model_name_or_path outputs/ner --test_file test.jsonl`.
+    Test a trained model.
+
+    `vtfusion evaluate ner --model_name_or_path outputs/ner --test_file test.jsonl`
 
     With `--image_conditions true shuffled blank none` also with other images and none.
     """
@@ -89,7 +93,9 @@ def evaluate(context: typer.Context, task: TaskArgument = None) -> None:
 @app.command(context_settings=_TO_SCRIPT)
 def pair(context: typer.Context) -> None:
     """
-    Give each text of a text-only data set a picture: `vtfusion pair --train_file train.txt --image_bank bank …`.
+    Give each text of a text-only data set a picture.
+
+    `vtfusion pair --train_file train.txt --image_bank bank --output_dir paired`
 
     By names found in the words, by captions, or from a list; labels are never read. All flags: `vtfusion pair --help`.
     """
@@ -99,7 +105,9 @@ def pair(context: typer.Context) -> None:
 @app.command(context_settings=_TO_SCRIPT)
 def gates(context: typer.Context) -> None:
     """
-    Which words used the picture? `vtfusion gates --model_name_or_path outputs/ner --test_file test.jsonl`.
+    Show which words used the picture.
+
+    `vtfusion gates --model_name_or_path outputs/ner --test_file test.jsonl`
 
     Tables by entity type and word, and a page with heat maps. All flags: `vtfusion gates --help`.
     """
@@ -127,9 +135,9 @@ def predict(
     device: Annotated[str | None, typer.Option(help="Such as cpu or cuda:0; by default what there is.")] = None,
 ) -> None:
     """
-    Use a trained model on a file: entities, classes or answers as JSON lines.
+    Use a trained model on a file.
 
-    `vtfusion predict outputs/ner posts.jsonl --output entities.jsonl`
+    Writes entities, classes or answers as JSON lines: `vtfusion predict outputs/ner posts.jsonl --output out.jsonl`
     """
     from ..training.prediction import load_examples, load_pipeline, predict_file
 
@@ -149,9 +157,9 @@ def push(
     message: Annotated[str, typer.Option(help="Of the commit.")] = "Upload model",
 ) -> None:
     """
-    Publish a trained model on the Hub: weights, code, processor and card, and nothing else of its folder.
+    Publish a trained model on the Hub.
 
-    Log in first: `hf auth login`.
+    Uploads weights, code, processor and card, and nothing else of the folder. Log in first: `hf auth login`.
     """
     from ..training.publishing import publish
 
