@@ -34,6 +34,7 @@ class QuickstartArguments:
 
 def main(args: QuickstartArguments) -> dict[str, Any]:
     import json
+    import shutil
     import time
 
     import run_ner
@@ -76,6 +77,7 @@ def main(args: QuickstartArguments) -> dict[str, Any]:
     processor = VTFusionProcessor.from_pretrained(output / "training")
     model.save_pretrained(output / "model")
     processor.save_pretrained(output / "model")
+    shutil.copy(output / "training" / "README.md", output / "model")
 
     pointing = draw_heatmaps(model, processor, dataset["test"], output / "heatmaps", args.num_heatmaps)
     f1 = {condition: scores["f1"] for condition, scores in results["test"].items()}
