@@ -6,6 +6,8 @@ if __name__ == "vtfusion":
     from transformers import (
         AutoConfig,
         AutoModel,
+        AutoModelForCausalLM,
+        AutoModelForImageTextToText,
         AutoModelForMaskedLM,
         AutoModelForPreTraining,
         AutoModelForQuestionAnswering,
@@ -19,6 +21,7 @@ if __name__ == "vtfusion":
 
     from .configuration_vtfusion import VTFusionConfig
     from .modeling_vtfusion import (
+        VTFusionForConditionalGeneration,
         VTFusionForImageTextRetrieval,
         VTFusionForMaskedLM,
         VTFusionForPreTraining,
@@ -40,6 +43,8 @@ if __name__ == "vtfusion":
 
     AutoConfig.register("vtfusion", VTFusionConfig)
     AutoModel.register(VTFusionConfig, VTFusionModel)
+    AutoModelForCausalLM.register(VTFusionConfig, VTFusionForConditionalGeneration)
+    AutoModelForImageTextToText.register(VTFusionConfig, VTFusionForConditionalGeneration)
     AutoModelForMaskedLM.register(VTFusionConfig, VTFusionForMaskedLM)
     AutoModelForPreTraining.register(VTFusionConfig, VTFusionForPreTraining)
     AutoModelForQuestionAnswering.register(VTFusionConfig, VTFusionForQuestionAnswering)
@@ -60,6 +65,7 @@ if __name__ == "vtfusion":
 
     __all__ = [
         "VTFusionConfig",
+        "VTFusionForConditionalGeneration",
         "VTFusionForImageTextRetrieval",
         "VTFusionForMaskedLM",
         "VTFusionForPreTraining",

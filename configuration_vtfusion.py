@@ -12,8 +12,8 @@ class VTFusionConfig(PreTrainedConfig):
 
     Args:
         text_config (`PreTrainedConfig` or `dict`, *optional*, defaults to `BertConfig()`):
-            Configuration of the text encoder: any model that `AutoModel` builds and that is not an
-            encoder-decoder. A `dict` needs the key `model_type`.
+            Configuration of the text encoder, any model that `AutoModel` builds and that is not an encoder-decoder; of
+            the generation model, a decoder language model. A `dict` needs the key `model_type`.
         vision_config (`PreTrainedConfig` or `dict`, *optional*, defaults to `ViTConfig()`):
             Configuration of the vision encoder: any CNN, vision transformer, backbone or object detector that
             `AutoModel`, `AutoBackbone` or `AutoModelForObjectDetection` builds. With `visual_hidden_size` given and
@@ -61,6 +61,11 @@ class VTFusionConfig(PreTrainedConfig):
             that classify tokens, texts or answers.
         label_smoothing (`float`, *optional*, defaults to 0.0):
             The part of a label's probability that is spread over all labels, in L_ct and L_t of the same heads.
+        cross_attention_every (`int`, *optional*, defaults to 4):
+            Of the generation model: k, where a block of cross-attention stands before each k-th layer of the language
+            model.
+        num_resampler_tokens (`int`, *optional*, defaults to 0):
+            Of the generation model: to how many vectors a learned resampler shortens each image; 0 for no resampler.
         output_fusion_attentions (`bool`, *optional*, defaults to `False`):
             Whether outputs carry the similarity and the attention maps of the last fusion layer.
         initializer_range (`float`, *optional*, defaults to 0.02):
@@ -129,6 +134,8 @@ class VTFusionConfig(PreTrainedConfig):
         pooling: str = "mean",
         class_weights: list[float] | None = None,
         label_smoothing: float = 0.0,
+        cross_attention_every: int = 4,
+        num_resampler_tokens: int = 0,
         output_fusion_attentions: bool = False,
         initializer_range: float = 0.02,
         tie_word_embeddings: bool = False,
@@ -146,6 +153,10 @@ class VTFusionConfig(PreTrainedConfig):
         for name, number in {"num_fusion_layers": num_fusion_layers, "num_fusion_heads": num_fusion_heads}.items():
             if number < 1:
                 raise ValueError(f"`{name}` must be at least 1, got {number}.")
+        if cross_attention_every < 1:
+            raise ValueError(f"`cross_attention_every` must be at least 1, got {cross_attention_every}.")
+        if num_resampler_tokens < 0:
+            raise ValueError(f"`num_resampler_tokens` must not be negative, got {num_resampler_tokens}.")
         if fusion_hidden_size % num_fusion_heads != 0:
             raise ValueError(
                 f"`fusion_hidden_size` ({fusion_hidden_size}) must be a multiple of `num_fusion_heads` "
@@ -186,6 +197,8 @@ class VTFusionConfig(PreTrainedConfig):
         self.pooling = pooling
         self.class_weights = class_weights
         self.label_smoothing = label_smoothing
+        self.cross_attention_every = cross_attention_every
+        self.num_resampler_tokens = num_resampler_tokens
         self.output_fusion_attentions = output_fusion_attentions
         self.initializer_range = initializer_range
         self.tie_word_embeddings = tie_word_embeddings
@@ -211,6 +224,8 @@ class VTFusionConfig(PreTrainedConfig):
             "AutoModelForMaskedLM": "modeling_vtfusion.VTFusionForMaskedLM",
             "AutoModelForZeroShotImageClassification": "modeling_vtfusion.VTFusionForImageTextRetrieval",
             "AutoModelForPreTraining": "modeling_vtfusion.VTFusionForPreTraining",
+            "AutoModelForImageTextToText": "generation_vtfusion.VTFusionForConditionalGeneration",
+            "AutoModelForCausalLM": "generation_vtfusion.VTFusionForConditionalGeneration",
             "AutoProcessor": "processing_vtfusion.VTFusionProcessor",
         }
 

@@ -34,8 +34,8 @@ def attend(
         query (`torch.Tensor` of shape `(B, heads, Q, d)`): already scaled.
         key (`torch.Tensor` of shape `(B, heads, K, d)`): the positions that are read.
         value (`torch.Tensor` of shape `(B, heads, K, d_value)`): what is read there.
-        key_mask (`torch.BoolTensor` of shape `(B, K)`, *optional*): which positions may be read. A row with none reads
-            all: the caller drops its result, and a softmax over nothing would poison the gradients.
+        key_mask (`torch.BoolTensor` of shape `(B, K)` or `(B, Q, K)`, *optional*): which positions may be read. Who may
+            read none reads all: the caller drops the result, and a softmax over nothing would poison the gradients.
 
     Returns:
         `torch.Tensor` of shape `(B, heads, Q, d_value)`.
@@ -53,7 +53,8 @@ def attention_map(query: torch.Tensor, key: torch.Tensor, key_mask: torch.Tensor
 
 
 def _readable(key_mask: torch.Tensor) -> torch.Tensor:
-    return (key_mask | ~key_mask.any(dim=-1, keepdim=True))[:, None, None, :]
+    readable = key_mask | ~key_mask.any(dim=-1, keepdim=True)
+    return readable[:, None, None, :] if key_mask.dim() == 2 else readable[:, None]
 
 
 # ----------------------------------------------------------------------------------------------------- interaction
@@ -133,19 +134,34 @@ class VTFusionLayer(GradientCheckpointingLayer):
             `tuple` of what the tokens read `(B, L, D)`, the image positions `(B, N, D)`, and the scaled query
             `(B, heads, L, D / heads)` and key `(B, heads, N, D / heads)` of the alignment.
         """
-        text, image = self.text_norm(text_state), self.image_norm(image_state)
-        # The norm in float32: in half precision the squares of a wide vector overflow.
-        query = F.normalize(at_least_float32(self._split(self.query(text))), dim=-1)
-        key = F.normalize(at_least_float32(self._split(self.key(image))), dim=-1).to(image.dtype)
-        query = (query * self.scale()).to(text.dtype)
-
-        context = attend(query, key, self._split(self.image_value(image)), visual_mask)
-        context = self.context_feed_forward(self.dropout(self.context_output(self._merge(context))))
+        text = self.text_norm(text_state)
+        query = self.project_query(text)
+        key, value = self.project_image(image_state)
+        context = self.read_image(query, key, value, visual_mask)
         if self.has_image_side:
             read = attend(key, query, self._split(self.text_value(text)), text_mask)
             image_state = image_state + self.dropout(self.image_output(self._merge(read)))
             image_state = self.image_feed_forward(image_state)
         return context, image_state, query, key
+
+    def project_query(self, normed_text: torch.Tensor) -> torch.Tensor:
+        """Scaled queries `(B, heads, L, D / heads)` of the tokens `(B, L, D)` after `text_norm`."""
+        # The norm in float32: in half precision the squares of a wide vector overflow.
+        query = F.normalize(at_least_float32(self._split(self.query(normed_text))), dim=-1)
+        return (query * self.scale()).to(normed_text.dtype)
+
+    def project_image(self, image_state: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values, both `(B, heads, N, D / heads)`, of the image positions `(B, N, D)`: they know no text."""
+        image = self.image_norm(image_state)
+        key = F.normalize(at_least_float32(self._split(self.key(image))), dim=-1).to(image.dtype)
+        return key, self._split(self.image_value(image))
+
+    def read_image(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, visual_mask: torch.Tensor | None
+    ) -> torch.Tensor:
+        """What the tokens read `(B, L, D)`; `visual_mask` is `(B, N)`, or `(B, L, N)` where tokens differ in it."""
+        context = self._merge(attend(query, key, value, visual_mask))
+        return self.context_feed_forward(self.dropout(self.context_output(context)))
 
     def _split(self, hidden_state: torch.Tensor) -> torch.Tensor:
         return hidden_state.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
@@ -213,7 +229,8 @@ class VTFusionGatedFusion(nn.Module):
             text_hidden_state (`torch.FloatTensor` of shape `(B, L, text_hidden_size)`): X_t.
             normed_text (`torch.FloatTensor` of shape `(B, L, text_hidden_size)`): norm X_t.
             context (`torch.FloatTensor` of shape `(B, L, D)`): X_c.
-            has_image (`torch.BoolTensor` of shape `(B,)`, *optional*): rows with an image; `None` where all have one.
+            has_image (`torch.BoolTensor` of shape `(B,)` or `(B, L)`, *optional*):
+                Rows with an image, or tokens that may see one; `None` where all do.
 
         Returns:
             `tuple` of X_f `(B, L, text_hidden_size)` and the gate `(B, L)`.
@@ -223,8 +240,9 @@ class VTFusionGatedFusion(nn.Module):
         addition = gate * self.output(joined)
         if has_image is not None:
             # `where`, not a product: nothing that a row without an image computed may reach its result.
-            gate = torch.where(has_image[:, None, None], gate, 0.0)
-            addition = torch.where(has_image[:, None, None], addition, 0.0)
+            has_image = has_image.view(has_image.shape[0], -1, 1)
+            gate = torch.where(has_image, gate, 0.0)
+            addition = torch.where(has_image, addition, 0.0)
         return text_hidden_state + addition, gate.squeeze(-1)
 
 
@@ -384,7 +402,8 @@ def vision_loss(
         log_probs (`torch.FloatTensor` of shape `(B, N, num_labels)`): what each image position predicts.
         query (`torch.FloatTensor` of shape `(B, heads, L, d)`): unit vectors of the tokens over the temperature.
         key (`torch.FloatTensor` of shape `(B, heads, N, d)`): unit vectors of the image positions.
-        visual_mask (`torch.BoolTensor` of shape `(B, N)`, *optional*): which image positions are there.
+        visual_mask (`torch.BoolTensor` of shape `(B, N)` or `(B, L, N)`, *optional*):
+            Which image positions are there, or which of them each token may read.
         labels (`torch.LongTensor` of shape `(B, L)`): -100 where there is none.
         num_items_in_batch (`torch.Tensor` or `int`, *optional*): as in [`token_cross_entropy`].
     """
@@ -395,7 +414,7 @@ def vision_loss(
     expected = attend(query, key, values, visual_mask).mean(dim=1)[..., :num_labels]
     counted = labels != -100
     if visual_mask is not None:
-        counted = counted & visual_mask.any(dim=-1, keepdim=True)
+        counted = counted & visual_mask.any(dim=-1).view(visual_mask.shape[0], -1)
     chosen = at_least_float32(expected.gather(-1, labels.clamp(min=0)[..., None]).squeeze(-1))
     total = -torch.where(counted, chosen, 0.0).sum()
     # By all labels, as `num_items_in_batch` counts them: micro-batches then add up to the loss of the whole batch.

@@ -1,24 +1,22 @@
 """VTFusion model: encoders, alignment, interaction, fusion, heads."""
 
-import inspect
 import math
 from collections.abc import Callable
 from typing import Any, Unpack
 
 import torch
 from torch import nn
-from transformers import AutoConfig, PreTrainedModel, initialization
+from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import ModelOutput, can_return_tuple
 
+from .base_vtfusion import VTFusionPreTrainedModel, VTFusionVisionModel, accepts
 from .configuration_vtfusion import VTFusionConfig
 from .fusion_vtfusion import (
     MAX_LOGIT_SCALE,
     VTFusionGatedFusion,
     VTFusionLayer,
     VTFusionLinear,
-    VTFusionPositions,
-    VTFusionZeroLinear,
     answer_mask,
     at_least_float32,
     attention_map,
@@ -35,6 +33,7 @@ from .fusion_vtfusion import (
     token_cross_entropy,
     vision_loss,
 )
+from .generation_vtfusion import VTFusionForConditionalGeneration
 from .outputs_vtfusion import (
     IMAGE_INPUTS,
     VTFusionClassifierOutput,
@@ -44,218 +43,17 @@ from .outputs_vtfusion import (
     VTFusionQuestionAnsweringOutput,
 )
 from .pipeline_vtfusion import (
-    VTFusionPipeline,
     VTFusionQuestionAnsweringPipeline,
     VTFusionTextClassificationPipeline,
     VTFusionTokenClassificationPipeline,
     VTFusionVisualQuestionAnsweringPipeline,
 )
-from .visual_vtfusion import build_encoder, encoder_auto_class, read_features, visual_hidden_size
+from .visual_vtfusion import build_encoder
 
 # ---------------------------------------------------------------------------------------------------------- models
 
 
-class VTFusionPreTrainedModel(PreTrainedModel):
-    """Weight initialisation, and what every head shares: building from two pretrained encoders, freezing."""
-
-    config_class = VTFusionConfig
-    config: VTFusionConfig
-    base_model_prefix = "vtfusion"
-    main_input_name = "input_ids"
-    input_modalities = ("image", "text")
-    supports_gradient_checkpointing = True
-    _no_split_modules = ["VTFusionLayer"]
-    # The fusion layers always run scaled-dot-product attention; the encoders answer for themselves.
-    _supports_sdpa = True
-    _supports_flash_attn = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
-    # What `pipeline(model=…)` runs the head with. Its code goes wherever the model is saved, since this file imports it.
-    pipeline_class: type[VTFusionPipeline] | None = None
-
-    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
-        """Saves the model with its code, and names its pipeline in the configuration; see [`PreTrainedModel`]."""
-        self.config.custom_pipelines = {}
-        if self.pipeline_class is not None:
-            implementation = f"pipeline_vtfusion.{self.pipeline_class.__name__}"
-            entry = {"impl": implementation, "pt": [self.pipeline_class.auto_class]}
-            self.config.custom_pipelines = {self.pipeline_class.pipeline_task: entry}
-        super().save_pretrained(save_directory, *args, **kwargs)
-
-    def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
-        if isinstance(module, VTFusionLayer):
-            initialization.constant_(module.log_scale, -math.log(self.config.temperature_init))
-        elif isinstance(module, VTFusionLinear):
-            initialization.xavier_uniform_(module.weight)
-        elif isinstance(module, VTFusionZeroLinear):
-            initialization.zeros_(module.weight)
-            initialization.zeros_(module.bias)
-        elif isinstance(module, VTFusionModel) and module.contrastive_log_scale is not None:
-            initialization.constant_(module.contrastive_log_scale, math.log(1 / 0.07))
-
-    @classmethod
-    def from_vision_text_pretrained(
-        cls,
-        vision: "str | PreTrainedModel | None",
-        text: "str | PreTrainedModel",
-        *,
-        vision_kwargs: dict[str, Any] | None = None,
-        text_kwargs: dict[str, Any] | None = None,
-        **fusion_kwargs: Any,
-    ) -> "VTFusionPreTrainedModel":
-        r"""
-        Joins two pretrained encoders. The fusion part and the head are new: train them before use. The whole model
-        takes the dtype of the text encoder.
-
-        Args:
-            vision (`str`, `PreTrainedModel` or `None`):
-                Name or folder of a vision encoder, a model in memory, or `None` for a model on precomputed features
-                (`visual_hidden_size` is then required). Of a two-tower checkpoint (CLIP, SigLIP) the vision tower is
-                taken.
-            text (`str` or `PreTrainedModel`):
-                Name or folder of a text encoder or language model, or a model in memory. Of a two-tower checkpoint the
-                text tower is taken.
-            vision_kwargs (`dict`, *optional*):
-                What the vision encoder's `from_pretrained` takes besides, for example `{"revision": "main"}`.
-            text_kwargs (`dict`, *optional*):
-                The same for the text encoder.
-            fusion_kwargs (*optional*):
-                Arguments of [`VTFusionConfig`], for example `num_fusion_layers=2` or `id2label={0: "O", 1: "B-PER"}`.
-
-        Example:
-
-        ```python
-        >>> from vtfusion import VTFusionForTokenClassification
-
-        >>> model = VTFusionForTokenClassification.from_vision_text_pretrained(
-        ...     "microsoft/resnet-50", "google-bert/bert-base-cased", num_labels=9
-        ... )
-        ```
-        """
-        vision_model = None if vision is None else cls._pretrained_encoder(vision, "vision_config", vision_kwargs)
-        text_model = cls._pretrained_encoder(text, "text_config", text_kwargs)
-        config = cls.config_class(
-            text_config=text_model.config,
-            vision_config=None if vision_model is None else vision_model.config,
-            **fusion_kwargs,
-        )
-        model = cls(config, vision_model=vision_model, text_model=text_model)
-        # Checkpoints come in float32 or in half precision, and a saved folder records one dtype for all of it.
-        return model.to(text_model.dtype).eval()
-
-    @staticmethod
-    def _pretrained_encoder(
-        source: "str | PreTrainedModel", part: str, kwargs: dict[str, Any] | None
-    ) -> PreTrainedModel:
-        if isinstance(source, PreTrainedModel):
-            if kwargs:
-                raise ValueError(f"A model in memory was given, so {sorted(kwargs)} would do nothing.")
-            return source
-        kwargs = dict(kwargs or {})
-        config = AutoConfig.from_pretrained(source, **kwargs)
-        # one tower of CLIP, SigLIP and their kin
-        config = getattr(config, part, None) or config
-        kwargs["config"] = config
-        return encoder_auto_class(config).from_pretrained(source, **kwargs)
-
-    def freeze_text_encoder(self) -> None:
-        """Stops training of the text encoder, dropout included."""
-        self._freeze(self.get_submodule(self._encoder_path("text_model")))
-
-    def freeze_vision_encoder(self) -> None:
-        """Stops training of the vision encoder, batch statistics and dropout included."""
-        if self.base_model.vision_model is None:
-            raise ValueError("This model has no vision encoder to freeze: it reads precomputed `visual_embeds`.")
-        self._freeze(self.get_submodule(self._encoder_path("vision_model")))
-
-    def _encoder_path(self, name: str) -> str:
-        return name if isinstance(self, VTFusionModel) else f"{self.base_model_prefix}.{name}"
-
-    @staticmethod
-    def _freeze(encoder: nn.Module) -> None:
-        encoder.requires_grad_(False)
-        encoder.eval()
-
-    @staticmethod
-    def predict_both(
-        head: Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor],
-        outputs: VTFusionModelOutput,
-        attention_mask: torch.Tensor | None,
-        with_text: bool,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """
-        What a head predicts from X_f, and from X_t alone for L_t.
-
-        Args:
-            head (`Callable`):
-                From hidden states `(rows, L, text_hidden_size)` and their mask `(rows, L)` to predictions, row by row.
-            outputs ([`VTFusionModelOutput`]): of the base model.
-            attention_mask (`torch.Tensor` of shape `(B, L)`, *optional*): 0 at padding.
-            with_text (`bool`): whether the prediction from X_t is wanted; else it is `None`.
-        """
-        mask = None if attention_mask is None else attention_mask.bool()
-        fused: Any = outputs.last_hidden_state
-        if not with_text:
-            return head(fused, mask), None
-        from_text = head(outputs.text_hidden_state, mask)
-        if outputs.visual_hidden_state is None:
-            return from_text, from_text
-        rows = outputs.fused_rows
-        if rows is None:
-            return head(fused, mask), from_text
-        # In the other rows X_f is X_t.
-        from_both = head(fused[rows], None if mask is None else mask[rows])
-        return from_text.index_copy(0, rows, from_both), from_text
-
-    @staticmethod
-    def shared_fields(output_class: type[ModelOutput], outputs: VTFusionModelOutput) -> dict[str, Any]:
-        """The fields of the base model's output that a head's output has too."""
-        return {name: outputs[name] for name in output_class.__dataclass_fields__.keys() & outputs.keys()}
-
-    @staticmethod
-    def token_vision_loss(
-        image_logits: torch.Tensor,
-        outputs: VTFusionModelOutput,
-        labels: torch.Tensor,
-        num_items_in_batch: torch.Tensor | int | None = None,
-    ) -> torch.Tensor:
-        """L_v of labels for each token, from logits `(R, N, num_labels)` of the image positions; see [`vision_loss`]."""
-        rows = slice(None) if outputs.fused_rows is None else outputs.fused_rows
-        return vision_loss(
-            at_least_float32(image_logits).log_softmax(dim=-1),
-            outputs.alignment_query,
-            outputs.alignment_key,
-            None if outputs.visual_mask is None else outputs.visual_mask[rows],
-            labels[rows],
-            count_labels(labels, num_items_in_batch),
-        )
-
-    def combine_losses(
-        self, outputs: VTFusionModelOutput, losses: dict[str, torch.Tensor], share: torch.Tensor | float = 1.0
-    ) -> torch.Tensor:
-        """
-        loss = w_ct L_ct + w_t L_t + w_v L_v + w_itc L_itc, with the weights of the config.
-
-        Args:
-            outputs ([`VTFusionModelOutput`]): of the base model, for L_itc.
-            losses (`dict[str, torch.Tensor]`): by the names of the output fields; L_itc is added to it.
-            share (`torch.Tensor` or `float`, *optional*, defaults to 1.0):
-                This batch's part of what the losses are averaged over, by which L_itc, a mean over the batch, is
-                scaled.
-        """
-        base = self.base_model
-        if outputs.image_embeds is not None:
-            has_image = None if outputs.visual_mask is None else outputs.visual_mask.any(dim=-1)
-            itc = contrastive_loss(outputs.text_embeds, outputs.image_embeds, base.contrastive_scale(), has_image)
-            losses["contrastive_loss"] = itc * share
-        if not losses:
-            # a batch without an image, of a head that only compares: still a loss that can be trained on
-            return outputs["last_hidden_state"].sum() * 0.0
-        return sum(getattr(self.config, f"{name}_weight") * value for name, value in losses.items())
-
-
-class VTFusionModel(VTFusionPreTrainedModel):
+class VTFusionModel(VTFusionVisionModel):
     r"""
     Any text encoder and any vision encoder, joined by visual-text cross-attention; no head.
 
@@ -293,24 +91,13 @@ class VTFusionModel(VTFusionPreTrainedModel):
                 "states. Give an encoder or a decoder-only language model."
             )
         self.text_model = text_model if text_model is not None else build_encoder(config.text_config)
-        if vision_model is None and config.vision_config is not None:
-            vision_model = build_encoder(config.vision_config)
-        self.vision_model: Any = vision_model
-        # One object each, so that a change of the config (a resized vocabulary, another attention) reaches both.
-        config.text_config = self.text_model.config
-        if vision_model is not None:
-            config.vision_config = vision_model.config
-            if config.visual_hidden_size is None:
-                config.visual_hidden_size = visual_hidden_size(config.vision_config)
+        self.join_encoders(vision_model)
 
         text_hidden_size = config.text_config.get_text_config().hidden_size
         width = config.fusion_hidden_size
         self.text_norm = nn.LayerNorm(text_hidden_size)
         self.text_projection = VTFusionLinear(text_hidden_size, width)
-        # CNN features are unbounded sums, transformer features are normed: one scale for both
-        self.visual_norm = nn.LayerNorm(config.visual_hidden_size)
-        self.visual_projection = VTFusionLinear(config.visual_hidden_size, width)
-        self.visual_positions = VTFusionPositions(config)
+        self.add_image_projection()
         last = config.num_fusion_layers - 1
         self.fusion_layers = nn.ModuleList(
             VTFusionLayer(config, has_image_side=index < last or config.vision_loss_weight > 0)
@@ -321,139 +108,6 @@ class VTFusionModel(VTFusionPreTrainedModel):
             nn.Parameter(torch.tensor(math.log(1 / 0.07))) if config.contrastive_loss_weight > 0 else None
         )
         self.post_init()
-
-    def get_input_embeddings(self) -> nn.Module:
-        return self.text_model.get_input_embeddings()
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        self.text_model.set_input_embeddings(value)
-
-    def train(self, mode: bool = True) -> "VTFusionModel":
-        super().train(mode)
-        # A frozen encoder stays in evaluation mode: its batch statistics must not drift, and its features must be
-        # the ones that a cache holds.
-        for encoder in (self.text_model, self.vision_model):
-            if encoder is not None and not any(parameter.requires_grad for parameter in encoder.parameters()):
-                encoder.eval()
-        return self
-
-    def get_visual_features(
-        self,
-        pixel_values: torch.FloatTensor,
-        image_mask: torch.Tensor | None = None,
-        pixel_mask: torch.Tensor | None = None,
-    ) -> tuple[torch.FloatTensor | None, torch.FloatTensor | None]:
-        """
-        Features of images before projection, which a later call takes as `visual_embeds` and `visual_boxes`.
-
-        Args:
-            pixel_values (`torch.FloatTensor` of shape `(B, M, channels, height, width)`): the images.
-            image_mask (`torch.Tensor` of shape `(B, M)`, *optional*): 1 where there is an image. The encoder does not
-                run on the others, except under `torch.compile` and `torch.export`, which need fixed shapes.
-            pixel_mask (`torch.Tensor` of shape `(B, M, height, width)`, *optional*): 1 at real pixels, for detectors.
-
-        Returns:
-            `tuple` of features `(B, M, n, visual_hidden_size)` and boxes `(B, M, n, 4)`; two `None` where there is no
-            image at all.
-        """
-        if self.vision_model is None:
-            raise ValueError("This model has no vision encoder: give `visual_embeds` instead of `pixel_values`.")
-        batch_size, num_images = pixel_values.shape[:2]
-        pixels = pixel_values.flatten(0, 1)
-        pixel_mask = None if pixel_mask is None else pixel_mask.flatten(0, 1)
-        present = None
-        if image_mask is not None and not torch.compiler.is_compiling():
-            present = image_mask.flatten().nonzero().squeeze(-1)
-            if present.numel() == 0:
-                return None, None
-            if present.numel() == pixels.shape[0]:
-                present = None
-            else:
-                pixels = pixels[present]
-                pixel_mask = None if pixel_mask is None else pixel_mask[present]
-
-        features, boxes = self._encode_images(pixels, pixel_mask)
-        if present is not None:
-            total = batch_size * num_images
-            features = features.new_zeros(total, *features.shape[1:]).index_copy(0, present, features)
-            boxes = boxes.new_zeros(total, *boxes.shape[1:]).index_copy(0, present, boxes)
-        return features.unflatten(0, (batch_size, num_images)), boxes.unflatten(0, (batch_size, num_images))
-
-    def _encode_images(
-        self, pixels: torch.Tensor, pixel_mask: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        inputs = {"pixel_values": pixels.to(self.vision_model.dtype)}
-        if pixel_mask is not None and _accepts(self.vision_model, "pixel_mask"):
-            inputs["pixel_mask"] = pixel_mask
-        return read_features(
-            self.vision_model(**inputs),
-            (pixels.shape[-2], pixels.shape[-1]),
-            self.vision_model.config,
-            self.config.visual_hidden_size,
-            self.config.vision_num_prefix_tokens,
-        )
-
-    def _visual_inputs(
-        self,
-        batch_size: int,
-        pixel_values: Any,
-        image_mask: Any,
-        pixel_mask: Any,
-        visual_embeds: Any,
-        visual_boxes: Any,
-        visual_mask: Any,
-    ) -> tuple[Any, Any, torch.Tensor | None]:
-        """Features `(B, M, n, C)`, boxes `(B, M, n, 4)` and mask `(B, N)`, however the images came."""
-        if pixel_values is not None and visual_embeds is not None:
-            raise ValueError("Give `pixel_values` or `visual_embeds`, not both.")
-        if pixel_values is None and visual_embeds is None:
-            return None, None, None
-        if pixel_values is not None:
-            if pixel_values.dim() == 4:
-                pixel_values = pixel_values[:, None]
-                pixel_mask = pixel_mask[:, None] if pixel_mask is not None and pixel_mask.dim() == 3 else pixel_mask
-            if pixel_values.dim() != 5:
-                raise ValueError(
-                    "`pixel_values` must have shape (batch, channels, height, width) or (batch, images, channels, "
-                    f"height, width), got {tuple(pixel_values.shape)}."
-                )
-        elif visual_embeds.dim() == 3:
-            visual_embeds = visual_embeds[:, None]
-            visual_boxes = None if visual_boxes is None else visual_boxes[:, None]
-            visual_mask = None if visual_mask is None else visual_mask[:, None]
-        given = pixel_values if pixel_values is not None else visual_embeds
-        name = "pixel_values" if pixel_values is not None else "visual_embeds"
-        if given.shape[0] != batch_size:
-            raise ValueError(f"`{name}` has {given.shape[0]} rows, but the text has {batch_size}.")
-        if image_mask is not None:
-            if image_mask.dim() == 1:
-                image_mask = image_mask[:, None]
-            if image_mask.shape != given.shape[:2]:
-                raise ValueError(
-                    f"`image_mask` must have shape {tuple(given.shape[:2])}, (batch, images) of `{name}`; got "
-                    f"{tuple(image_mask.shape)}."
-                )
-        if pixel_values is not None:
-            visual_embeds, visual_boxes = self.get_visual_features(pixel_values, image_mask, pixel_mask)
-            if visual_embeds is None:
-                return None, None, None
-        if visual_embeds.dim() != 4 or visual_embeds.shape[-1] != self.config.visual_hidden_size:
-            raise ValueError(
-                "`visual_embeds` must have shape (batch, positions, width) or (batch, images, positions, width) with "
-                f"width {self.config.visual_hidden_size}; got {tuple(visual_embeds.shape)}."
-            )
-        shape = visual_embeds.shape[:3]
-        if visual_boxes is None:
-            # Regions of unknown place: each may lie anywhere in its image.
-            visual_boxes = visual_embeds.new_tensor([0.0, 0.0, 1.0, 1.0]).expand(*shape, 4)
-        elif visual_boxes.shape != (*shape, 4):
-            raise ValueError(f"`visual_boxes` must have shape {(*shape, 4)}; got {tuple(visual_boxes.shape)}.")
-        mask = None if image_mask is None else image_mask.bool()[..., None].expand(shape)
-        if visual_mask is not None:
-            if visual_mask.shape != shape:
-                raise ValueError(f"`visual_mask` must have shape {tuple(shape)}; got {tuple(visual_mask.shape)}.")
-            mask = visual_mask.bool() if mask is None else mask & visual_mask.bool()
-        return visual_embeds, visual_boxes, None if mask is None else mask.flatten(1)
 
     @can_return_tuple
     def forward(
@@ -543,7 +197,7 @@ class VTFusionModel(VTFusionPreTrainedModel):
         text_mask = None if attention_mask is None else attention_mask.bool()
         if self.contrastive_log_scale is not None:
             result["text_embeds"] = self.pool_text(text, text_mask)
-        features, boxes, visual_mask = self._visual_inputs(
+        features, boxes, visual_mask = self.visual_inputs(
             text.shape[0], pixel_values, image_mask, pixel_mask, visual_embeds, visual_boxes, visual_mask
         )
         if features is None:
@@ -559,7 +213,7 @@ class VTFusionModel(VTFusionPreTrainedModel):
         if rows is not None:
             parts = tuple(None if part is None else part[rows] for part in parts)
         text_part, text_mask, features, boxes, mask_part = parts
-        image, boxes = self._project_images(features, boxes, mask_part)
+        image, boxes = self.project_images(features, boxes, mask_part)
         fused, alignment = self.fuse(text_part, text_mask, image, mask_part, output_fusion_attentions)
         fused |= {"visual_hidden_state": image, "visual_boxes": boxes}
         if self.contrastive_log_scale is not None:
@@ -572,45 +226,6 @@ class VTFusionModel(VTFusionPreTrainedModel):
         if output_alignment:
             result.update(alignment)
         return VTFusionModelOutput(**result)
-
-    def _project_images(
-        self, features: torch.Tensor, boxes: torch.Tensor, visual_mask: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """X_v `(B, N, D)` and boxes `(B, N, 4)`; both zero where there is no image, so that padding may hold anything."""
-        if visual_mask is not None:
-            # A weight of zero does not silence NaN, nor does a gradient of zero.
-            absent = ~visual_mask.view(features.shape[:3])[..., None]
-            features, boxes = features.masked_fill(absent, 0.0), boxes.masked_fill(absent, 0.0)
-        features = self.visual_norm(features.to(self.visual_norm.weight.dtype))
-        image = (self.visual_projection(features) + self.visual_positions(boxes)).flatten(1, 2)
-        if visual_mask is not None:
-            image = torch.where(visual_mask[..., None], image, 0.0)
-        return image, boxes.flatten(1, 2)
-
-    def encode_images(
-        self, **inputs: Unpack[VTFusionInputs]
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """
-        Images alone: the features `(B, N, visual_hidden_size)`, X_v `(B, N, D)`, and which of their positions are there
-        `(B, N)`, `None` where all are.
-
-        Args:
-            inputs: `pixel_values`, `image_mask`, `pixel_mask`, `visual_embeds`, `visual_boxes` and `visual_mask`, as in
-                the forward pass.
-        """
-        given = inputs.get("pixel_values") if inputs.get("visual_embeds") is None else inputs["visual_embeds"]
-        if given is None:
-            raise ValueError("Give `pixel_values` or `visual_embeds`.")
-        features, boxes, mask = self._visual_inputs(given.shape[0], *(inputs.get(name) for name in IMAGE_INPUTS))
-        if features is None:
-            # not one image: a single position, which is not there
-            shape = (given.shape[0], 1, 1)
-            features = self.visual_norm.weight.new_zeros(*shape, self.config.visual_hidden_size)
-            boxes, mask = (
-                features.new_zeros(*shape, 4),
-                torch.zeros(shape[:2], dtype=torch.bool, device=features.device),
-            )
-        return features.flatten(1, 2), self._project_images(features, boxes, mask)[0], mask
 
     def contrastive_scale(self) -> torch.Tensor:
         """1 / temperature of the contrastive loss, a scalar."""
@@ -677,20 +292,16 @@ class VTFusionModel(VTFusionPreTrainedModel):
         kwargs: dict[str, Any],
     ) -> ModelOutput:
         # A recurrent encoder has no attention mask, a RoBERTa no token types: each gets what it knows.
-        inputs = {k: v for k, v in inputs.items() if v is not None and _accepts(self.text_model, k)}
+        inputs = {k: v for k, v in inputs.items() if v is not None and accepts(self.text_model, k)}
         # `None` would switch off the encoder's own default, so a flag is passed only to switch something on. It may be
         # a list: the layers that are wanted.
         if output_attentions:
             inputs["output_attentions"] = output_attentions
         if output_hidden_states:
             inputs["output_hidden_states"] = output_hidden_states
-        if _accepts(self.text_model, "use_cache"):
+        if accepts(self.text_model, "use_cache"):
             inputs["use_cache"] = False
         return self.text_model(**{**kwargs, **inputs}, return_dict=True)
-
-
-def _accepts(model: PreTrainedModel, name: str) -> bool:
-    return name in inspect.signature(model.forward).parameters
 
 
 def _rows_to_fuse(visual_mask: torch.Tensor | None) -> torch.Tensor | None:
@@ -739,7 +350,88 @@ def _raise_outside(labels: torch.Tensor, outside: torch.Tensor, highest: int, na
         )
 
 
-class _VTFusionWithClassifier(VTFusionPreTrainedModel):
+class VTFusionHead(VTFusionPreTrainedModel):
+    """What the heads on the base model share."""
+
+    @staticmethod
+    def predict_both(
+        head: Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor],
+        outputs: VTFusionModelOutput,
+        attention_mask: torch.Tensor | None,
+        with_text: bool,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """
+        What a head predicts from X_f, and from X_t alone for L_t.
+
+        Args:
+            head (`Callable`):
+                From hidden states `(rows, L, text_hidden_size)` and their mask `(rows, L)` to predictions, row by row.
+            outputs ([`VTFusionModelOutput`]): of the base model.
+            attention_mask (`torch.Tensor` of shape `(B, L)`, *optional*): 0 at padding.
+            with_text (`bool`): whether the prediction from X_t is wanted; else it is `None`.
+        """
+        mask = None if attention_mask is None else attention_mask.bool()
+        fused: Any = outputs.last_hidden_state
+        if not with_text:
+            return head(fused, mask), None
+        from_text = head(outputs.text_hidden_state, mask)
+        if outputs.visual_hidden_state is None:
+            return from_text, from_text
+        rows = outputs.fused_rows
+        if rows is None:
+            return head(fused, mask), from_text
+        # In the other rows X_f is X_t.
+        from_both = head(fused[rows], None if mask is None else mask[rows])
+        return from_text.index_copy(0, rows, from_both), from_text
+
+    @staticmethod
+    def shared_fields(output_class: type[ModelOutput], outputs: VTFusionModelOutput) -> dict[str, Any]:
+        """The fields of the base model's output that a head's output has too."""
+        return {name: outputs[name] for name in output_class.__dataclass_fields__.keys() & outputs.keys()}
+
+    @staticmethod
+    def token_vision_loss(
+        image_logits: torch.Tensor,
+        outputs: VTFusionModelOutput,
+        labels: torch.Tensor,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor:
+        """L_v of labels for each token, from logits `(R, N, num_labels)` of the image positions; see [`vision_loss`]."""
+        rows = slice(None) if outputs.fused_rows is None else outputs.fused_rows
+        return vision_loss(
+            at_least_float32(image_logits).log_softmax(dim=-1),
+            outputs.alignment_query,
+            outputs.alignment_key,
+            None if outputs.visual_mask is None else outputs.visual_mask[rows],
+            labels[rows],
+            count_labels(labels, num_items_in_batch),
+        )
+
+    def combine_losses(
+        self, outputs: VTFusionModelOutput, losses: dict[str, torch.Tensor], share: torch.Tensor | float = 1.0
+    ) -> torch.Tensor:
+        """
+        loss = w_ct L_ct + w_t L_t + w_v L_v + w_itc L_itc, with the weights of the config.
+
+        Args:
+            outputs ([`VTFusionModelOutput`]): of the base model, for L_itc.
+            losses (`dict[str, torch.Tensor]`): by the names of the output fields; L_itc is added to it.
+            share (`torch.Tensor` or `float`, *optional*, defaults to 1.0):
+                This batch's part of what the losses are averaged over, by which L_itc, a mean over the batch, is
+                scaled.
+        """
+        base = self.base_model
+        if outputs.image_embeds is not None:
+            has_image = None if outputs.visual_mask is None else outputs.visual_mask.any(dim=-1)
+            itc = contrastive_loss(outputs.text_embeds, outputs.image_embeds, base.contrastive_scale(), has_image)
+            losses["contrastive_loss"] = itc * share
+        if not losses:
+            # a batch without an image, of a head that only compares: still a loss that can be trained on
+            return outputs["last_hidden_state"].sum() * 0.0
+        return sum(getattr(self.config, f"{name}_weight") * value for name, value in losses.items())
+
+
+class _VTFusionWithClassifier(VTFusionHead):
     """What the heads with classes share."""
 
     def __init__(
@@ -984,7 +676,7 @@ class VTFusionForVisualQuestionAnswering(VTFusionForSequenceClassification):
     pipeline_class = VTFusionVisualQuestionAnsweringPipeline
 
 
-class VTFusionForQuestionAnswering(VTFusionPreTrainedModel):
+class VTFusionForQuestionAnswering(VTFusionHead):
     r"""
     VTFusion that finds the answer to a question in a text beside its picture.
 
@@ -1118,7 +810,7 @@ class VTFusionLMHead(nn.Module):
         return self.decoder(self.norm(self.activation(self.transform(hidden_state))))
 
 
-class _VTFusionWithLMHead(VTFusionPreTrainedModel):
+class _VTFusionWithLMHead(VTFusionHead):
     """What the heads that predict words share."""
 
     def __init__(
@@ -1218,7 +910,7 @@ class VTFusionForMaskedLM(_VTFusionWithLMHead):
         return VTFusionClassifierOutput(loss=loss, logits=logits, **losses, **shared)
 
 
-class _VTFusionWithMatching(VTFusionPreTrainedModel):
+class _VTFusionWithMatching(VTFusionHead):
     """What the heads share that tell whether a text and an image belong together."""
 
     vtfusion: VTFusionModel
@@ -1497,7 +1189,9 @@ VTFusionForImageTextRetrieval.register_for_auto_class("AutoModelForZeroShotImage
 VTFusionForMaskedLM.register_for_auto_class("AutoModelForMaskedLM")
 VTFusionForPreTraining.register_for_auto_class("AutoModelForPreTraining")
 
+# The generation wing is imported so that it travels: any folder then serves every class that its `auto_map` names.
 __all__ = [
+    "VTFusionForConditionalGeneration",
     "VTFusionForImageTextRetrieval",
     "VTFusionForMaskedLM",
     "VTFusionForPreTraining",

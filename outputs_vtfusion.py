@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import TypedDict
 
 import torch
+from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import ModelOutput
 
 
@@ -194,7 +195,44 @@ class VTFusionMatchingOutput(ModelOutput):
     attentions: tuple[torch.FloatTensor, ...] | None = None
 
 
-# in the order of `VTFusionModel._visual_inputs`
+@dataclass
+class VTFusionCausalLMOutput(CausalLMOutputWithPast):
+    """
+    Output of [`VTFusionForConditionalGeneration`]. B is the batch size, L the text length, N the number of image
+    positions (of learned queries, with a resampler), D the width of the fusion layers.
+
+    Args:
+        loss (`torch.FloatTensor` of shape `(1,)`, *optional*, returned when `labels` is given):
+            Weighted sum of the losses below.
+        logits (`torch.FloatTensor` of shape `(B, L, vocab_size)`):
+            Scores of the next token, before the softmax.
+        fusion_loss (`torch.FloatTensor` of shape `(1,)`, *optional*): L_ct, of the next token with the images.
+        text_loss (`torch.FloatTensor` of shape `(1,)`, *optional*): L_t, of the next token without them.
+        vision_loss (`torch.FloatTensor` of shape `(1,)`, *optional*): L_v, of the next token from image positions alone.
+        cache (`Cache`, *optional*, returned with `use_cache=True`):
+            Keys and values of the text so far. Called `past_key_values` in older versions of transformers.
+        fusion_gate (`torch.FloatTensor` of shape `(B, L)`, *optional*):
+            How much of the fused branch each token lets in, from 0 to 1: the mean of the blocks. Zero where a token may
+            look at no image; `None` without images.
+        visual_hidden_state (`torch.FloatTensor` of shape `(B, N, D)`, *optional*):
+            X_v, where the images were encoded in this pass.
+        text_to_image_attention (`torch.FloatTensor` of shape `(B, heads, L, N)`, *optional*, returned with `output_fusion_attentions=True`):
+            Attention of the last block. Zero where a token may look at no image.
+        hidden_states (`tuple(torch.FloatTensor)`, *optional*, returned with `output_hidden_states=True`):
+            Hidden states of the language model.
+        attentions (`tuple(torch.FloatTensor)`, *optional*, returned with `output_attentions=True`):
+            Self-attentions of the language model.
+    """
+
+    fusion_loss: torch.FloatTensor | None = None
+    text_loss: torch.FloatTensor | None = None
+    vision_loss: torch.FloatTensor | None = None
+    fusion_gate: torch.FloatTensor | None = None
+    visual_hidden_state: torch.FloatTensor | None = None
+    text_to_image_attention: torch.FloatTensor | None = None
+
+
+# in the order of `VTFusionVisionModel.visual_inputs`
 IMAGE_INPUTS = ("pixel_values", "image_mask", "pixel_mask", "visual_embeds", "visual_boxes", "visual_mask")
 
 

@@ -18,6 +18,8 @@ AUTO_MAP = {
     "AutoModelForMaskedLM": "modeling_vtfusion.VTFusionForMaskedLM",
     "AutoModelForZeroShotImageClassification": "modeling_vtfusion.VTFusionForImageTextRetrieval",
     "AutoModelForPreTraining": "modeling_vtfusion.VTFusionForPreTraining",
+    "AutoModelForImageTextToText": "generation_vtfusion.VTFusionForConditionalGeneration",
+    "AutoModelForCausalLM": "generation_vtfusion.VTFusionForConditionalGeneration",
     "AutoProcessor": "processing_vtfusion.VTFusionProcessor",
 }
 

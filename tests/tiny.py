@@ -11,15 +11,22 @@ from transformers import (
     DetrConfig,
     Dinov2Config,
     DistilBertConfig,
+    Gemma2Config,
+    GemmaConfig,
+    GPT2Config,
     LlamaConfig,
     MambaConfig,
+    MistralConfig,
     MobileNetV2Config,
     ModernBertConfig,
     PreTrainedConfig,
+    Qwen2Config,
+    Qwen3Config,
     ResNetConfig,
     RobertaConfig,
     RwkvConfig,
     SiglipVisionConfig,
+    SmolLM3Config,
     SwinConfig,
     ViTConfig,
 )
@@ -120,3 +127,26 @@ def randomize_fusion(model: torch.nn.Module, std: float = 0.2) -> None:
     with torch.no_grad():
         output.weight.normal_(std=std)
         output.bias.normal_(std=std)
+
+
+_DECODER = {
+    **_LAYERS,
+    **_TOKENS,
+    "vocab_size": VOCAB,
+    "num_hidden_layers": 3,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+}
+
+LANGUAGE_MODELS: dict[str, Callable[[], PreTrainedConfig]] = {
+    "gpt2": lambda: GPT2Config(vocab_size=VOCAB, n_embd=HIDDEN, n_layer=3, n_head=4, n_positions=64, **_TOKENS),
+    "llama": lambda: LlamaConfig(**_DECODER),
+    # SmolLM2 is a Llama that shares its embeddings with its head
+    "smollm": lambda: LlamaConfig(tie_word_embeddings=True, **_DECODER),
+    "smollm3": lambda: SmolLM3Config(**_DECODER),
+    "qwen2": lambda: Qwen2Config(**_DECODER),
+    "qwen3": lambda: Qwen3Config(head_dim=8, **_DECODER),
+    "gemma": lambda: GemmaConfig(head_dim=8, **_DECODER),
+    "gemma2": lambda: Gemma2Config(head_dim=8, sliding_window=16, **_DECODER),
+    "mistral": lambda: MistralConfig(head_dim=8, **_DECODER),
+}

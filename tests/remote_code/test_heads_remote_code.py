@@ -30,6 +30,8 @@ MODEL_FILES = {
     "configuration_vtfusion.py",
     "fusion_vtfusion.py",
     "modeling_vtfusion.py",
+    "base_vtfusion.py",
+    "generation_vtfusion.py",
     "outputs_vtfusion.py",
     "pipeline_vtfusion.py",
     "visual_vtfusion.py",

@@ -19,6 +19,8 @@ HUB_FILES = {
     "configuration_vtfusion.py",
     "modeling_vtfusion.py",
     "fusion_vtfusion.py",
+    "base_vtfusion.py",
+    "generation_vtfusion.py",
     "outputs_vtfusion.py",
     "pipeline_vtfusion.py",
     "visual_vtfusion.py",
@@ -134,6 +136,8 @@ def test_config_maps_every_class(saved):
         "AutoModelForMaskedLM": "modeling_vtfusion.VTFusionForMaskedLM",
         "AutoModelForZeroShotImageClassification": "modeling_vtfusion.VTFusionForImageTextRetrieval",
         "AutoModelForPreTraining": "modeling_vtfusion.VTFusionForPreTraining",
+        "AutoModelForImageTextToText": "generation_vtfusion.VTFusionForConditionalGeneration",
+        "AutoModelForCausalLM": "generation_vtfusion.VTFusionForConditionalGeneration",
         "AutoProcessor": "processing_vtfusion.VTFusionProcessor",
     }
     assert config["architectures"] == ["VTFusionForTokenClassification"]
