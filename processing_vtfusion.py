@@ -14,6 +14,7 @@ from transformers import AutoTokenizer, BatchFeature
 from transformers.processing_utils import ImagesKwargs, ProcessingKwargs, ProcessorMixin, Unpack
 
 from .images_vtfusion import Box, decode_image, visible_rectangle
+from .prompts_vtfusion import chat_template_with_images, take_image_tokens, visible_images
 
 Span = tuple[int, int]
 
@@ -386,7 +387,13 @@ class VTFusionProcessor(ProcessorMixin):
         window_stride (`int`, *optional*, defaults to 64):
             How many tokens neighbouring windows share (at most half a window). `stride` in a call goes first.
         chat_template (`str`, *optional*):
-            A chat template, as in any processor.
+            A chat template, as in any processor. With `image_token`, the tokenizer's, made to take image parts.
+        image_token (`str`, *optional*):
+            For the generation model: what stands for an image in a prompt, for example `"<image>"`. It is taken out of
+            the text, and `cross_attention_mask` says which tokens come after which image. With it every text is one
+            sequence, without windows and words.
+        image_scope (`str`, *optional*, defaults to `"latest"`):
+            With `image_token`: whether a token may look at the `"latest"` image before it or at `"all"` of them.
 
     Example:
 
@@ -418,9 +425,17 @@ class VTFusionProcessor(ProcessorMixin):
         window_length: int | None = None,
         window_stride: int = 64,
         chat_template: Any = None,
+        image_token: str | None = None,
+        image_scope: str = "latest",
     ):
         if tokenizer is None:
             raise ValueError("`VTFusionProcessor` needs a tokenizer")
+        if image_scope not in ("latest", "all"):
+            raise ValueError(f"`image_scope` must be 'latest' or 'all', got {image_scope!r}")
+        self.image_token, self.image_scope = image_token, image_scope
+        if image_token is not None:
+            template = chat_template or tokenizer.chat_template
+            chat_template = chat_template_with_images(template, image_token) if isinstance(template, str) else template
         if window_length is not None and window_length < 1:
             raise ValueError(f"`window_length` must be positive, got {window_length}")
         if window_stride < 0:
@@ -462,6 +477,7 @@ class VTFusionProcessor(ProcessorMixin):
         text: str | Sequence[str] | Sequence[Sequence[str]] | None = None,
         word_labels: Sequence[int] | Sequence[Sequence[int]] | None = None,
         pair_first: bool | None = None,
+        response: str | Sequence[str] | None = None,
         **kwargs: Unpack[VTFusionProcessorKwargs],
     ) -> VTFusionBatch:
         """
@@ -481,6 +497,9 @@ class VTFusionProcessor(ProcessorMixin):
                 Whether `text_pair` stands before the text in every window, not after it. So it must be for questions
                 about a text (`text=contexts, text_pair=questions, pair_first=True`): a causal text encoder would
                 read the text before it knows what is asked.
+            response (`str` or `list[str]`, *optional*):
+                With `image_token`: what is to be generated after each text. It is added with an end-of-text token, and
+                **labels** holds its tokens, −100 elsewhere.
             kwargs (*optional*):
                 `allow_paths=True` and `allow_urls=True` allow images to be opened from disk and from the net.
                 `max_length` and `stride` set the windows. `truncation` turns windows off: the tokenizer then cuts as
@@ -530,6 +549,12 @@ class VTFusionProcessor(ProcessorMixin):
                 encoded = {name: value[:, 0] for name, value in encoded.items() if name != "image_mask"}
             return VTFusionBatch(encoded, tensor_type=return_tensors)
 
+        if self.image_token is not None:
+            unread = {"word_labels": word_labels, "text_pair": given.get("text_pair"), "pair_first": pair_first}
+            unread["is_split_into_words"] = text_kwargs.get("is_split_into_words")
+            return self._prompts(images, text, response, unread, text_kwargs, images_kwargs, allow)
+        if response is not None:
+            raise ValueError("`response` is for prompts: this processor has no `image_token`")
         is_single = isinstance(text, str)
         if text_kwargs.get("is_split_into_words") and not is_single:
             is_single = all(isinstance(word, str) for word in text)
@@ -629,6 +654,142 @@ class VTFusionProcessor(ProcessorMixin):
         if not return_token_spans:
             del windows["token_spans"]
         return windows
+
+    def encode_prompts(
+        self,
+        text: Sequence[str],
+        num_images: Sequence[int],
+        response: Sequence[str] | None = None,
+        **tokenizer_kwargs: Any,
+    ) -> dict[str, list[Any]]:
+        """
+        Tokenize prompts for the generation model without padding, for instance in `dataset.map(…, batched=True)`.
+
+        Args:
+            text (`list[str]`): The prompts, with an image token where each image stands, or none at all: images then
+                stand before the text.
+            num_images (`list[int]`): How many images each has. With 0 its image tokens are dropped.
+            response (`list[str]`, *optional*): What is to be generated after each.
+            tokenizer_kwargs (*optional*): Further arguments of the tokenizer.
+
+        Returns:
+            `dict[str, list]`: one entry per text of `input_ids`, `attention_mask`, `visible_images` (for each token a list
+            with a 1 or 0 for each image) and, with `response`, `labels`.
+
+        Raises:
+            ValueError: naming the row and the field.
+        """
+        if self.image_token is None:
+            raise ValueError("this processor has no `image_token`, and takes no prompts")
+        if response is not None and len(response) != len(text):
+            raise ValueError(f"field `response`: there are {len(response)} rows for {len(text)} texts")
+        if response is not None and self.tokenizer.eos_token_id is None:
+            raise ValueError("the tokenizer has no end-of-text token: a model could not learn where a response ends")
+        cleaned, places = [], []
+        for row, (prompt, count) in enumerate(zip(text, num_images, strict=True)):
+            if not isinstance(prompt, str):
+                raise ValueError(f"row {row}, field `text`: expected a string, got {type(prompt)}")
+            clean, stands = take_image_tokens(_checked(prompt, f"row {row}, field `text`: "), self.image_token)
+            if count and stands and len(stands) != count:
+                raise ValueError(
+                    f"row {row}, field `text`: there are {len(stands)} times {self.image_token!r} for {count} images"
+                )
+            cleaned.append(clean)
+            places.append((stands or [0] * count) if count else [])
+        whole = [first + second for first, second in zip(cleaned, response or [""] * len(cleaned), strict=True)]
+        encoded = self.tokenizer(
+            whole, return_offsets_mapping=True, return_attention_mask=True, verbose=False, **tokenizer_kwargs
+        )
+        result: dict[str, list[Any]] = {"input_ids": [], "attention_mask": [], "visible_images": []}
+        if response is not None:
+            result["labels"] = []
+        limit = None if tokenizer_kwargs.get("truncation") else self.window_length or self._model_limit()
+        for row, (ids, offsets) in enumerate(zip(encoded["input_ids"], encoded["offset_mapping"], strict=True)):
+            ids, ends = list(ids), [end for _, end in offsets]
+            if response is not None and (not ids or ids[-1] != self.tokenizer.eos_token_id):
+                ids, ends = [*ids, self.tokenizer.eos_token_id], [*ends, len(whole[row])]
+            if not ids:
+                raise ValueError(f"row {row}, field `text`: there are no tokens to go on from")
+            if limit is not None and len(ids) > limit:
+                raise ValueError(
+                    f"row {row}, field `text`: {len(ids)} tokens are more than the {limit} that the model reads; "
+                    "shorten the text, or pass `truncation=True`"
+                )
+            result["input_ids"].append(ids)
+            result["attention_mask"].append([1] * len(ids))
+            result["visible_images"].append(visible_images(ends, places[row], self.image_scope).tolist())
+            if response is not None:
+                start = len(cleaned[row])
+                learned = [end > start for end in ends]
+                learned[-1] = True
+                result["labels"].append([i if keep else -100 for i, keep in zip(ids, learned, strict=True)])
+        return result
+
+    def pad_prompts(
+        self, prompts: Mapping[str, list[Any]], padding: Any = True, **text_kwargs: Any
+    ) -> dict[str, list[Any]]:
+        """
+        Pad prompts to one length, on the tokenizer's side.
+
+        Args:
+            prompts (`dict[str, list]`): What [`VTFusionProcessor.encode_prompts`] gives.
+            padding (`bool` or `str`, *optional*, defaults to `True`): As in a tokenizer.
+            text_kwargs (*optional*): `padding_side`, `pad_to_multiple_of` and `max_length`, as in a tokenizer.
+
+        Returns:
+            `dict[str, list]`: the same, with `cross_attention_mask` (for each token a 1 or 0 for each image) instead of
+            `visible_images`, where any row has an image.
+        """
+        encoding = {name: [list(row) for row in rows] for name, rows in prompts.items()}
+        side = text_kwargs.get("padding_side") or self.tokenizer.padding_side
+        seen = encoding.pop("visible_images")
+        limit = text_kwargs.get("max_length") or self.window_length or self._model_limit()
+        self._pad(encoding, padding, limit, text_kwargs.get("pad_to_multiple_of"), side)
+        num_images = max(len(tokens[0]) for tokens in seen)
+        if num_images:
+            encoding["cross_attention_mask"] = []
+            for tokens, ids in zip(seen, encoding["input_ids"], strict=True):
+                mask = [token + [0] * (num_images - len(token)) for token in tokens]
+                blanks = [[0] * num_images] * (len(ids) - len(mask))
+                encoding["cross_attention_mask"].append(blanks + mask if side == "left" else mask + blanks)
+        return encoding
+
+    def _prompts(
+        self,
+        images: Any,
+        text: Any,
+        response: Any,
+        unread: dict[str, Any],
+        text_kwargs: dict[str, Any],
+        images_kwargs: dict[str, Any],
+        allow: dict[str, bool],
+    ) -> VTFusionBatch:
+        wrong = [name for name, value in unread.items() if value]
+        if wrong:
+            raise ValueError(f"{wrong} cannot be used with `image_token`: a prompt is one string")
+        is_single = isinstance(text, str)
+        texts = [text] if is_single else list(text)
+        if not texts:
+            raise ValueError("field `text`: there are no texts")
+        responses = [response] if isinstance(response, str) else response
+        rows = [[] for _ in texts] if images is None else self._align_images(images, len(texts), is_single)
+        names = ("add_special_tokens", "truncation", "max_length")
+        passed_on = {name: text_kwargs[name] for name in names if text_kwargs.get(name) is not None}
+        encoded = self.encode_prompts(texts, [len(row) for row in rows], responses, **passed_on)
+        padding = {
+            name: value for name, value in text_kwargs.items() if name in ("padding_side", "pad_to_multiple_of")
+        }
+        data: dict[str, Any] = self.pad_prompts(
+            encoded, text_kwargs.get("padding"), max_length=text_kwargs.get("max_length"), **padding
+        )
+        return_tensors = text_kwargs.get("return_tensors")
+        if return_tensors:
+            data = {name: _as_array(value) for name, value in data.items()}
+        pictures = self._pixels(self._decode(rows, **allow, **images_kwargs), **images_kwargs)
+        if return_tensors == "np":
+            pictures = {name: value.numpy() for name, value in pictures.items()}
+        clean = [TextRow(prompt, [], []) for prompt in texts]
+        return VTFusionBatch({**data, **pictures}, return_tensors, rows=clean, row_of_window=list(range(len(texts))))
 
     def encode_images(
         self, images: Sequence[Any], allow_paths: bool = False, allow_urls: bool = False, **images_kwargs: Any

@@ -164,7 +164,11 @@ def test_sharded_weights(hub, published):
     files = hub.files(SHARDED)
     shards = {name for name in files if name.endswith(".safetensors")}
     assert len(shards) > 1
-    assert set(files) == CODE - {"processing_vtfusion.py", "images_vtfusion.py"} | CARD | shards | {
+    assert set(files) == CODE - {
+        "processing_vtfusion.py",
+        "images_vtfusion.py",
+        "prompts_vtfusion.py",
+    } | CARD | shards | {
         "config.json",
         "model.safetensors.index.json",
     }

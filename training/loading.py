@@ -156,7 +156,7 @@ def _join_encoders(
         # a language model that was never batched; the mask hides the padding
         tokenizer.pad_token = tokenizer.eos_token
     limits = [tokenizer.model_max_length, getattr(model.config.text_config, "max_position_embeddings", None)]
-    stride = {} if args.window_stride is None else {"window_stride": args.window_stride}
+    stride: dict[str, Any] = {} if args.window_stride is None else {"window_stride": args.window_stride}
     processor = VTFusionProcessor(
         image_processor=AutoImageProcessor.from_pretrained(args.vision_model, **trust),
         tokenizer=tokenizer,

@@ -26,6 +26,7 @@ HUB_FILES = {
     "visual_vtfusion.py",
     "processing_vtfusion.py",
     "images_vtfusion.py",
+    "prompts_vtfusion.py",
 }
 OTHER_FILES = {
     "config.json",
@@ -150,6 +151,7 @@ def test_model_alone_has_what_it_needs(tmp_path):
     assert {path.name for path in tmp_path.glob("*.py")} == HUB_FILES - {
         "processing_vtfusion.py",
         "images_vtfusion.py",
+        "prompts_vtfusion.py",
     }
 
 

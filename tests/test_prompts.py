@@ -1,0 +1,233 @@
+"""Prompts with images: what the language model reads, which token sees which image, chats, and the stock pipeline."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+from transformers import AutoModel, AutoModelForCausalLM, ViTImageProcessor, pipeline
+
+from tiny import LANGUAGE_MODELS, VISION
+from tokenizers_for_tests import TOKENIZERS
+from vtfusion import VTFusionForConditionalGeneration, VTFusionProcessor
+from vtfusion.prompts_vtfusion import chat_template_with_images, take_image_tokens, visible_images
+
+CHAT = "{%- for message in messages -%}{{ message['role'] + ': ' + message['content'] + '\n' }}{%- endfor -%}{%- if add_generation_prompt -%}assistant:{%- endif -%}"
+PICTURE = Image.new("RGB", (40, 30), "red")
+
+
+def make_processor(tokenizer: str = "gpt-neox", **settings: Any) -> VTFusionProcessor:
+    image_processor = ViTImageProcessor(size={"height": 32, "width": 32})
+    return VTFusionProcessor(image_processor, TOKENIZERS[tokenizer](), image_token="<image>", **settings)
+
+
+def seen(processor: VTFusionProcessor, batch: Any, row: int = 0) -> list[tuple[str, list[int]]]:
+    """Each token as text, with what it sees."""
+    ids, mask = np.asarray(batch["input_ids"][row]), np.asarray(batch["cross_attention_mask"][row])
+    return [(processor.tokenizer.decode([i]), m.tolist()) for i, m in zip(ids, mask, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("text", "clean", "places"),
+    [
+        ("<image> what is this?", "what is this?", [0]),
+        ("see <image> here", "see here", [4]),
+        ("<image>\n<image>\nwhich is older?", "which is older?", [0, 0]),
+        ("first <image> second <image> end", "first second end", [6, 13]),
+        ("what is this? <image>", "what is this? ", [12]),
+        ("<image>", "", [0]),
+        ("none", "none", []),
+    ],
+)
+def test_image_tokens_are_taken_out(text: str, clean: str, places: list[int]) -> None:
+    assert take_image_tokens(text, "<image>") == (clean, places)
+
+
+def test_who_sees_which_image_by_hand() -> None:
+    # begin token, "first", " second", " end", end token; images before "second" and before "end"
+    ends = [0, 5, 12, 16, 0]
+    assert visible_images(ends, [6, 13], "latest").tolist() == [[0, 0], [0, 0], [1, 0], [0, 1], [0, 1]]
+    assert visible_images(ends, [6, 13], "all").tolist() == [[0, 0], [0, 0], [1, 0], [1, 1], [1, 1]]
+    # two in one place belong together
+    assert visible_images(ends, [0, 0, 13], "latest").tolist()[2:4] == [[1, 1, 0], [0, 0, 1]]
+    assert visible_images(ends, [], "latest").shape == (5, 0)
+
+
+@pytest.mark.parametrize("tokenizer", ["gpt-neox", "llama", "roberta"])
+def test_the_language_model_reads_the_text_as_without_images(tokenizer: str) -> None:
+    processor = make_processor(tokenizer)
+    batch = processor(text=["the quick <image> fox", "lazy dog"], images=[PICTURE, None], return_tensors="pt")
+    plain = processor.tokenizer(["the quick fox", "lazy dog"], padding=True, return_tensors="pt")
+    assert torch.equal(batch["input_ids"], plain["input_ids"])
+    assert torch.equal(batch["attention_mask"], plain["attention_mask"])
+    assert batch["image_mask"].tolist() == [[1], [0]]
+    by_token = [(text.strip(), mask) for text, mask in seen(processor, batch)]
+    before = "".join(text for text, mask in by_token if mask == [0])
+    after = "".join(text for text, mask in by_token if mask == [1])
+    assert "quick" in before and after.replace("</s>", "").replace("<|endoftext|>", "") == "fox"
+    assert not batch["cross_attention_mask"][1].any()
+
+
+def test_images_without_a_token_stand_before_the_text() -> None:
+    processor = make_processor()
+    batch = processor(text="lazy dog", images=[PICTURE, PICTURE], return_tensors="pt")
+    assert batch["cross_attention_mask"].all() and batch["pixel_values"].shape[:2] == (1, 2)
+
+
+def test_a_response_is_learned_and_its_prompt_is_not() -> None:
+    processor = make_processor()
+    batch = processor(text=["<image>the quick", "the"], images=[PICTURE, None], response=[" fox", " lazy dog"])
+    for row, response in enumerate((" fox", " lazy dog")):
+        labels = [label for label in batch["labels"][row] if label != -100]
+        assert processor.tokenizer.decode(labels[:-1]) == response
+        assert labels[-1] == processor.tokenizer.eos_token_id
+    assert all(mask == [1] for _, mask in seen(processor, batch)[: len(batch["labels"][0]) - 3])
+
+
+def test_an_image_at_the_end_is_seen_where_the_answer_is_read_in_training_as_in_use() -> None:
+    processor = make_processor()
+    prompt = processor(text="the quick:<image>", images=PICTURE, return_tensors="pt")
+    learned = processor(text="the quick:<image>", images=PICTURE, response=" fox", return_tensors="pt")
+    length = prompt["input_ids"].shape[1]
+    assert prompt["cross_attention_mask"][0, -1].all() and not prompt["cross_attention_mask"][0, 0].any()
+    assert torch.equal(learned["cross_attention_mask"][:, :length], prompt["cross_attention_mask"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"text": ["a", "<image><image>b"], "images": [None, PICTURE]}, r"row 1, field `text`: there are 2 times"),
+        ({"text": [["a", "b"]]}, r"row 0, field `text`: expected a string"),
+        ({"text": "a", "word_labels": [[1]]}, r"'word_labels'\] cannot be used with `image_token`"),
+        ({"text": ["a", "b"], "response": ["c"]}, r"`response`: there are 1 rows for 2"),
+        ({"text": ""}, r"row 0, field `text`: there are no tokens"),
+        ({"text": "the " * 80}, r"row 0, field `text`: \d+ tokens are more than the 64"),
+    ],
+)
+def test_bad_prompts_name_row_and_field(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_processor(window_length=64)(**arguments)
+
+
+def test_a_response_needs_an_image_token() -> None:
+    processor = VTFusionProcessor(None, TOKENIZERS["gpt-neox"]())
+    with pytest.raises(ValueError, match="no `image_token`"):
+        processor(text="a", response="b")
+    with pytest.raises(ValueError, match="no `image_token`"):
+        processor.encode_prompts(["a"], [0])
+
+
+# --------------------------------------------------------------------------------------------------------------- chats
+
+
+def conversation() -> list[dict[str, Any]]:
+    return [
+        {"role": "user", "content": [{"type": "image", "image": PICTURE}, {"type": "text", "text": "what?"}]},
+        {"role": "assistant", "content": "fox"},
+        {"role": "user", "content": [{"type": "text", "text": "sure?"}]},
+    ]
+
+
+def chat_processor() -> VTFusionProcessor:
+    tokenizer = TOKENIZERS["gpt-neox"]()
+    tokenizer.chat_template = CHAT
+    return VTFusionProcessor(ViTImageProcessor(size={"height": 32, "width": 32}), tokenizer, image_token="<image>")
+
+
+def test_a_chat_with_images_is_the_language_models_chat() -> None:
+    processor = chat_processor()
+    text = processor.apply_chat_template(conversation(), add_generation_prompt=True)
+    assert text == "user: <image>what?\nassistant: fox\nuser: sure?\nassistant:"
+    batch = processor.apply_chat_template(
+        conversation(), add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+    )
+    assert processor.tokenizer.decode(batch["input_ids"][0]) == text.replace("<image>", "")
+    assert batch["pixel_values"].shape[:2] == (1, 1)
+    assert batch["cross_attention_mask"][0, -1].all() and not batch["cross_attention_mask"][0, 0].any()
+
+
+def test_the_template_is_made_once_and_saved(tmp_path: Path) -> None:
+    processor = chat_processor()
+    assert processor.chat_template == chat_template_with_images(processor.chat_template, "<image>")
+    processor.save_pretrained(tmp_path)
+    loaded = VTFusionProcessor.from_pretrained(tmp_path)
+    assert loaded.image_token == "<image>" and loaded.chat_template == processor.chat_template
+    assert loaded.apply_chat_template(conversation()) == processor.apply_chat_template(conversation())
+
+
+# ---------------------------------------------------------------------------------------------------- stock pipeline
+
+
+def make_model(vocab_size: int) -> VTFusionForConditionalGeneration:
+    torch.manual_seed(0)
+    config = LANGUAGE_MODELS["llama"]()
+    config.vocab_size, config.max_position_embeddings = vocab_size, 256
+    config.bos_token_id = config.eos_token_id = config.pad_token_id = 0
+    model = VTFusionForConditionalGeneration.from_vision_text_pretrained(
+        AutoModel.from_config(VISION["resnet"]()),
+        AutoModelForCausalLM.from_config(config),
+        fusion_hidden_size=16,
+        num_fusion_heads=2,
+        cross_attention_every=2,
+    )
+    for block in model.cross_attention_layers:
+        nn.init.normal_(block.fusion.output.weight, std=0.3)
+    return model
+
+
+def test_the_stock_pipeline_generates() -> None:
+    processor = chat_processor()
+    model = make_model(len(processor.tokenizer))
+    pipe = pipeline("image-text-to-text", model=model, processor=processor)
+    inputs = processor(text="<image>the fox", images=PICTURE, return_tensors="pt")
+    new = model.generate(**inputs, max_new_tokens=4, min_new_tokens=4)[0, inputs["input_ids"].shape[1] :]
+    generate = {"max_new_tokens": 4, "min_new_tokens": 4}
+    result = pipe(images=PICTURE, text="<image>the fox", generate_kwargs=generate, return_full_text=False)
+    assert result[0]["generated_text"] == processor.tokenizer.decode(new, skip_special_tokens=True)
+    chat = pipe(text=conversation(), generate_kwargs=generate)
+    assert chat[0]["generated_text"][-1]["role"] == "assistant"
+
+
+REMOTE = """
+import json, sys
+import torch
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor
+folder, image = sys.argv[1:]
+result = {}
+for auto_class in (AutoModelForImageTextToText, AutoModelForCausalLM):
+    model, report = auto_class.from_pretrained(folder, trust_remote_code=True, output_loading_info=True)
+    processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+    inputs = processor(text="<image>the fox", images=image, allow_paths=True, return_tensors="pt")
+    text = model.generate(**inputs, max_new_tokens=4, min_new_tokens=4)
+    assert "vtfusion" not in sys.modules and not report["missing_keys"], report
+    model.save_pretrained(sys.argv[1] + "-again")
+    again = auto_class.from_pretrained(sys.argv[1] + "-again", trust_remote_code=True)
+    assert torch.equal(again.generate(**inputs, max_new_tokens=4, min_new_tokens=4), text)
+    result[auto_class.__name__] = text.tolist()
+print(json.dumps(result))
+"""
+
+
+def test_a_folder_generates_where_vtfusion_is_not_importable(tmp_path: Path) -> None:
+    processor = make_processor()
+    model = make_model(len(processor.tokenizer))
+    folder, image = tmp_path / "model", tmp_path / "image.png"
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    PICTURE.save(image)
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment |= {"HF_HOME": str(tmp_path / "home"), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-c", REMOTE, str(folder), str(image)]
+    process = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=110)
+    assert process.returncode == 0, process.stderr[-3000:]
+    inputs = processor(text="<image>the fox", images=PICTURE, return_tensors="pt")
+    expected = model.generate(**inputs, max_new_tokens=4, min_new_tokens=4).tolist()
+    result = json.loads(process.stdout.splitlines()[-1])
+    assert result == {"AutoModelForImageTextToText": expected, "AutoModelForCausalLM": expected}
