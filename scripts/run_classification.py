@@ -50,12 +50,9 @@ def run(
         )
     if problem_type == "regression":
         training_args.metric_for_best_model = "r2"
+    settings: dict[str, Any] = {} if label_names else {"num_labels": 1}
     model, processor = load_model(
-        VTFusionForSequenceClassification,
-        model_args,
-        label_names,
-        problem_type=problem_type,
-        **({} if label_names else {"num_labels": 1}),
+        VTFusionForSequenceClassification, model_args, label_names, problem_type=problem_type, **settings
     )
     images = prepare_images(dataset, model, processor, data_args, training_args)
     windows = by_length(

@@ -11,6 +11,8 @@ import torch
 from transformers import (
     BertModel,
     HfArgumentParser,
+    LlamaConfig,
+    LlamaForCausalLM,
     ResNetForImageClassification,
     TrainingArguments,
     ViTImageProcessor,
@@ -49,6 +51,20 @@ def a_folder_with_models(tmp_path, monkeypatch):
         part.save_pretrained("outputs/quickstart/model")
     ResNetForImageClassification(VISION["resnet"]()).save_pretrained("microsoft/resnet-50")
     BertModel(TEXT["bert"]()).save_pretrained("google-bert/bert-base-cased")
+    ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained("microsoft/resnet-50")
+    tokenizer = TOKENIZERS["gpt-neox"]()
+    decoder = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=37,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        bos_token_id=0,
+        eos_token_id=0,
+        pad_token_id=0,
+    )
+    for part in (LlamaForCausalLM(decoder), tokenizer):
+        part.save_pretrained("HuggingFaceTB/SmolLM2-135M-Instruct")
     return tmp_path
 
 
@@ -112,6 +128,9 @@ def test_commands_name_real_scripts_and_flags(document, language, code, monkeypa
             path, arguments = ROOT / "scripts" / f"{script}.py", words[3 if words[1] in ("train", "evaluate") else 2 :]
         elif names:
             path, arguments = ROOT / words[names[0]], words[names[0] + 1 :]
+        elif words and words[0] == "make":
+            assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE), line
+            continue
         else:
             continue
         assert path.is_file(), f"{document.name}: {line}"

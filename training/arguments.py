@@ -88,6 +88,14 @@ class ModelArguments:
     label_smoothing: float | None = field(
         default=None, metadata={"help": "Part of a label's probability that is spread over all; a new model has 0."}
     )
+    cross_attention_every: int | None = field(
+        default=None,
+        metadata={"help": "Layers of a language model per block of cross-attention; a new generation model has 4."},
+    )
+    num_resampler_tokens: int | None = field(
+        default=None,
+        metadata={"help": "Vectors that a generation model shortens each image to; a new one has 0, no resampler."},
+    )
     max_length: int | None = field(
         default=None,
         metadata={"help": "Tokens in a window; longer texts become several. By default what the text encoder takes."},
@@ -102,6 +110,21 @@ class ModelArguments:
         unread = [name for name in ("lora_rank", "lora_alpha", "lora_dropout") if getattr(self, name) is not None]
         if unread and not self.use_lora:
             raise ValueError(f"`{'`, `'.join(unread)}` would do nothing without `use_lora`.")
+
+
+@dataclass
+class GenerationModelArguments(ModelArguments):
+    """Which language model and vision encoder. The language model stays as it is unless told otherwise."""
+
+    freeze_text: bool | None = field(  # type: ignore[assignment]
+        default=None,
+        metadata={"help": "Keep the language model as it is, which is the default without `use_lora`."},
+    )
+
+    def __post_init__(self) -> None:
+        if self.freeze_text is None:
+            self.freeze_text = not self.use_lora
+        super().__post_init__()
 
 
 @dataclass
@@ -252,6 +275,53 @@ class CaptionDataArguments(DataArguments):
     # No flags here: without its image a caption has nothing to be matched with.
     text_only: bool = field(default=False, init=False)
     image_conditions: list[str] = field(default_factory=lambda: ["true"], init=False)
+
+
+@dataclass
+class GenerationDataArguments(DataArguments):
+    """Prompts with responses, or conversations, with images."""
+
+    prompt_column: str | None = field(
+        default=None, metadata={"help": "Column of the prompt or question, if there is one."}
+    )
+    response_column: str | None = field(
+        default=None, metadata={"help": "Column of the response, answer or caption, or of several."}
+    )
+    messages_column: str | None = field(
+        default=None,
+        metadata={
+            "help": "Column of a conversation instead, the last message of the assistant, with a chat template."
+        },
+    )
+    prompt_template: str = field(
+        default="{prompt}",
+        metadata={"help": "What is read before the response, with {prompt} for the row's own, <image> for an image."},
+    )
+
+    def __post_init__(self) -> None:
+        self.prompt_template = self.prompt_template.replace("\\n", "\n")
+
+
+@dataclass
+class GenerationArguments:
+    """How text is generated and judged."""
+
+    max_new_tokens: int = field(default=32, metadata={"help": "Tokens of a generated text at most."})
+    num_beams: int = field(default=1, metadata={"help": "Beams; 1 is greedy."})
+    image_scope: str = field(
+        default="latest",
+        metadata={
+            "help": "Whether text sees the latest image before it or all; of a new model.",
+            "choices": ["latest", "all"],
+        },
+    )
+    metric: str = field(
+        default="log_likelihood",
+        metadata={
+            "help": "The score that the image conditions are compared by: of the true responses, or of the generated.",
+            "choices": ["log_likelihood", "exact_match", "bleu"],
+        },
+    )
 
 
 @dataclass

@@ -28,13 +28,10 @@ logger = logging.get_logger(__name__)
 
 
 class Evaluator(Protocol):
-    """Judges the predictions of one split. Its call is what `Trainer` takes as `compute_metrics`."""
+    """Judges the predictions of one split."""
 
     metric: str  # the score that sums it up, such as "f1"
     field: str  # what the prediction is called in a record, such as "predicted_tags"
-
-    def __call__(self, prediction: EvalPrediction) -> dict[str, float | int]:
-        """Scores of raw predictions."""
 
     def answers(self, predictions: Any) -> Sequence[Any]:
         """What is predicted for each row of the split."""
@@ -47,6 +44,13 @@ class Evaluator(Protocol):
 
     def records(self, predictions: Any, image_keys: Sequence[RowKeys]) -> list[dict[str, Any]]:
         """A record for each row, with the prediction in `field`."""
+
+
+class MetricEvaluator(Evaluator, Protocol):
+    """An [`Evaluator`] whose call is what `Trainer` takes as `compute_metrics`."""
+
+    def __call__(self, prediction: EvalPrediction) -> dict[str, float | int]:
+        """Scores of raw predictions."""
 
 
 def start_run(training_args: VTFusionTrainingArguments) -> None:
@@ -119,7 +123,7 @@ def fine_tune(
     model: VTFusionPreTrainedModel,
     processor: VTFusionProcessor,
     windows: Mapping[str, Dataset],
-    evaluators: Mapping[str, Evaluator],
+    evaluators: Mapping[str, MetricEvaluator],
     images: tuple[dict[str, list[RowKeys]], ImageStore, FeatureCache | None],
     model_args: ModelArguments,
     data_args: DataArguments,
@@ -139,7 +143,7 @@ def fine_tune(
             Its processor.
         windows (`Mapping[str, Dataset]`):
             For each split the inputs of the model, with `row`, `length` and `image_keys`.
-        evaluators (`Mapping[str, Evaluator]`):
+        evaluators (`Mapping[str, MetricEvaluator]`):
             For each split but `"train"`.
         images (`tuple`):
             What [`prepare_images`] returned.

@@ -15,7 +15,13 @@ from .lora import add_lora
 logger = logging.get_logger(__name__)
 
 # What decides the shapes of the weights cannot change in a model that has them.
-_SHAPES = ("fusion_hidden_size", "num_fusion_layers", "num_fusion_heads")
+_SHAPES = (
+    "fusion_hidden_size",
+    "num_fusion_layers",
+    "num_fusion_heads",
+    "cross_attention_every",
+    "num_resampler_tokens",
+)
 _LOSS_WEIGHTS = (
     "fusion_loss_weight",
     "text_loss_weight",
@@ -28,13 +34,16 @@ _SETTINGS = ("fusion_dropout", "image_dropout", *_LOSS_WEIGHTS, "pooling", "clas
 _WITHOUT_LABELS = ("VTFusionForMaskedLM", "VTFusionForPreTraining", "VTFusionForImageTextRetrieval")
 _WHOLE_TEXT = ("VTFusionForSequenceClassification", "VTFusionForVisualQuestionAnswering")
 _WITH_CLASSES = ("VTFusionForTokenClassification", *_WHOLE_TEXT)
-_WITH_VISION_LOSS = ("VTFusionForQuestionAnswering", *_WITH_CLASSES)
+_GENERATION = "VTFusionForConditionalGeneration"
+_WITH_VISION_LOSS = ("VTFusionForQuestionAnswering", _GENERATION, *_WITH_CLASSES)
 _WITH_TEXT_LOSS = ("VTFusionForMaskedLM", "VTFusionForPreTraining", *_WITH_VISION_LOSS)
 # Settings that only some heads read, with these heads.
 _READ_BY = {
     "pooling": _WHOLE_TEXT,
     "class_weights": _WITH_CLASSES,
-    "label_smoothing": _WITH_CLASSES,
+    "label_smoothing": (_GENERATION, *_WITH_CLASSES),
+    "cross_attention_every": (_GENERATION,),
+    "num_resampler_tokens": (_GENERATION,),
     "fusion_loss_weight": _WITH_TEXT_LOSS,
     "text_loss_weight": _WITH_TEXT_LOSS,
     "vision_loss_weight": _WITH_VISION_LOSS,
@@ -45,7 +54,11 @@ Model = TypeVar("Model", bound=VTFusionPreTrainedModel)
 
 
 def load_model(
-    model_class: type[Model], args: ModelArguments, label_names: Sequence[str] = (), **config: Any
+    model_class: type[Model],
+    args: ModelArguments,
+    label_names: Sequence[str] = (),
+    processor_settings: dict[str, Any] | None = None,
+    **config: Any,
 ) -> tuple[Model, VTFusionProcessor]:
     """
     The model and its processor: a VTFusion checkpoint to go on with, or two encoders joined.
@@ -55,6 +68,7 @@ def load_model(
         args ([`ModelArguments`]): what to load. Flags that were left out keep what a checkpoint has; the loss weights
             of one that another head learned without labels (pretraining) are those of a new model again, L_v included.
         label_names (`Sequence[str]`, *optional*): the labels. A head for others gets new weights.
+        processor_settings (`dict`, *optional*): further settings of a new [`VTFusionProcessor`], such as `image_token`.
         config (*optional*): further settings of [`VTFusionConfig`] that the task has, such as `problem_type`.
 
     Returns:
@@ -79,7 +93,7 @@ def load_model(
     if args.model_name_or_path is not None:
         model, processor = _load_checkpoint(model_class, args, chosen, labels)
     else:
-        model, processor = _join_encoders(model_class, args, chosen, labels)
+        model, processor = _join_encoders(model_class, args, chosen, labels, processor_settings or {})
     if args.use_lora:
         settings: dict[str, Any] = {"rank": args.lora_rank, "alpha": args.lora_alpha, "dropout": args.lora_dropout}
         add_lora(model.base_model.text_model, **{name: x for name, x in settings.items() if x is not None})
@@ -138,7 +152,11 @@ def _fresh_loss_weights(model_class: type[VTFusionPreTrainedModel], args: ModelA
 
 
 def _join_encoders(
-    model_class: type[Model], args: ModelArguments, chosen: dict[str, Any], labels: dict[str, Any]
+    model_class: type[Model],
+    args: ModelArguments,
+    chosen: dict[str, Any],
+    labels: dict[str, Any],
+    processor_settings: dict[str, Any],
 ) -> tuple[Model, VTFusionProcessor]:
     if args.text_model is None or args.vision_model is None:
         raise ValueError("Give `text_model` and `vision_model`, or a VTFusion model as `model_name_or_path`.")
@@ -162,5 +180,6 @@ def _join_encoders(
         tokenizer=tokenizer,
         window_length=args.max_length or min(limit for limit in limits if limit),
         **stride,
+        **processor_settings,
     )
     return model, processor

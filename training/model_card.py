@@ -202,7 +202,15 @@ def _eval_results(scores: Sequence[Score], task: str, data_name: str) -> list[Ev
 
 def _usage(model: str, task: str) -> str:
     call = _CALLS.get(task)
-    if call is None:
+    if task == "image-text-to-text":
+        loading = (
+            "from transformers import AutoModelForImageTextToText, AutoProcessor\n\n"
+            f'model = AutoModelForImageTextToText.from_pretrained("{model}", trust_remote_code=True)\n'
+            f'processor = AutoProcessor.from_pretrained("{model}", trust_remote_code=True)\n'
+            'inputs = processor(text="<image>…", images="photo.jpg", allow_paths=True, return_tensors="pt")\n'
+            "print(processor.decode(model.generate(**inputs, max_new_tokens=32)[0], skip_special_tokens=True))"
+        )
+    elif call is None:
         loading = (
             "from transformers import AutoModel, AutoProcessor\n\n"
             f'model = AutoModel.from_pretrained("{model}", trust_remote_code=True)\n'
