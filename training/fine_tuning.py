@@ -20,7 +20,7 @@ from .arguments import DataArguments, ModelArguments, VTFusionTrainingArguments
 from .collator import FusionCollator
 from .images import IMAGE_CONDITIONS, FeatureCache, ImageStore, RowKeys, apply_condition
 from .lora import merge_lora
-from .model_card import Score, write_model_card
+from .model_card import Score, format_score, write_model_card
 from .trainer import VTFusionTrainer
 from .versions import package_versions
 
@@ -260,8 +260,9 @@ def test_conditions(
         if is_main and split == "test":
             with open(Path(training_args.output_dir, "test_predictions.jsonl"), "w", encoding="utf-8") as file:
                 file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-            scored = (f"{name} {100 * results[split][name][evaluator.metric]:.2f}" for name in conditions)
-            print(f"\ntest {evaluator.metric} by image:  {'  '.join(scored)}")
+            metric = evaluator.metric
+            scored = (f"{name} {format_score(metric, results[split][name][metric])}" for name in conditions)
+            print(f"\ntest {metric} by image:  {'  '.join(scored)}")
     results["texts"] = {split: len(keys) for split, keys in image_keys.items()}
     results["test_texts_with_image"] = sum(keys is not None for keys in image_keys.get("test", []))
     return results

@@ -45,6 +45,11 @@ class Score(NamedTuple):
     value: float
 
 
+def format_score(metric: str, value: float) -> str:
+    """A score as people read it: a loss or a log-likelihood in nats, all others as a share of 100."""
+    return f"{value:.4f}" if "loss" in metric or metric == "log_likelihood" else f"{100 * value:.2f}"
+
+
 def write_model_card(
     config: VTFusionConfig,
     results: Mapping[str, Any],
@@ -233,7 +238,7 @@ def _results(scores: Sequence[Score], results: Mapping[str, Any]) -> str:
             "split": score.split,
             "with": score.setting,
             "metric": score.metric,
-            "score": f"{score.value:.4f}" if "loss" in score.metric else f"{100 * score.value:.2f}",
+            "score": format_score(score.metric, score.value),
         }
         for score in scores
     ]
