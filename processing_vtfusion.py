@@ -35,10 +35,13 @@ _UNSUPPORTED = (
 
 class VTFusionImagesKwargs(ImagesKwargs, total=False):  # type: ignore[call-arg]
     """
-    allow_paths (`bool`, *optional*, defaults to `False`):
-        Whether strings in `images` may be opened as files.
-    allow_urls (`bool`, *optional*, defaults to `False`):
-        Whether strings in `images` that start with `http://` or `https://` may be downloaded.
+    What [`VTFusionProcessor`] takes for its images besides what its image processor takes.
+
+    Args:
+        allow_paths (`bool`, *optional*, defaults to `False`):
+            Whether strings in `images` may be opened as files.
+        allow_urls (`bool`, *optional*, defaults to `False`):
+            Whether strings in `images` that start with `http://` or `https://` may be downloaded.
     """
 
     allow_paths: bool | None
@@ -46,6 +49,8 @@ class VTFusionImagesKwargs(ImagesKwargs, total=False):  # type: ignore[call-arg]
 
 
 class VTFusionProcessorKwargs(ProcessingKwargs, total=False):  # type: ignore[call-arg]
+    """What [`VTFusionProcessor`] takes besides texts and images: for its tokenizer, and [`VTFusionImagesKwargs`]."""
+
     images_kwargs: VTFusionImagesKwargs  # type: ignore[misc]
 
     _defaults = {"text_kwargs": {"padding": True}}  # type: ignore[misc]

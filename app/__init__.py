@@ -1,0 +1,1 @@
+"""The `vtfusion` command, and pictures and pages for people."""

@@ -1,0 +1,1 @@
+"""What the scripts share and the Hub never needs: data, pairing, fine-tuning, tests by image condition, model cards."""

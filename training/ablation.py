@@ -73,18 +73,18 @@ def paired_bootstrap(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> list[Difference]:
-    r"""
+    """
     Intervals and p-values of differences between systems by the paired bootstrap over examples (Efron and Tibshirani,
     *An Introduction to the Bootstrap*, 1993; for scores of language systems Koehn, EMNLP 2004): all systems and seeds
     are scored on the same resampled examples. The p-value is twice the smaller share of resamples on one side of zero,
     so that it is below 1 − `confidence` where the interval leaves zero out.
 
-    With two or more seeds the training varies too. Each resample is then moved by \\(t \cdot s / \sqrt{n}\\), where s
-    is the standard deviation of the difference over the n seeds and t is drawn from Student's distribution with n − 1
-    degrees of freedom. If all examples were equally telling, this would be the t-test over seeds; if all seeds were
-    equal, it is the bootstrap alone. Part of the noise is in both, so that intervals are rather too wide than too
-    narrow; the bootstrap alone would call chance in the training a result. One seed says nothing of the training, and
-    the interval then covers the choice of examples only.
+    With two or more seeds the training varies too. Each resample is then moved by t · s / √n, where s is the standard
+    deviation of the difference over the n seeds and t is drawn from Student's distribution with n − 1 degrees of
+    freedom. If all examples were equally telling, this would be the t-test over seeds; if all seeds were equal, it is
+    the bootstrap alone. Part of the noise is in both, so that intervals are rather too wide than too narrow; the
+    bootstrap alone would call chance in the training a result. One seed says nothing of the training, and the interval
+    then covers the choice of examples only.
 
     Args:
         counts (`Mapping[str, np.ndarray]`):

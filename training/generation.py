@@ -381,7 +381,7 @@ class ResponseEvaluator:
     Args:
         dataset (`datasets.Dataset`): of [`load_generation_dataset`].
         prompts (`Sequence[str]`): what the model read before each response.
-        metric (`str`): the score that sums it up, one of [`METRICS`].
+        metric (`str`): the score that sums it up, one of `METRICS`.
     """
 
     field = "generated"
