@@ -1,5 +1,7 @@
 """What the documents show holds: code runs, commands name real flags, links lead somewhere."""
 
+import importlib
+import inspect
 import re
 import runpy
 import shlex
@@ -153,3 +155,38 @@ def test_links_lead_somewhere(document):
             headings = re.findall(r"^#+ (.*)$", path.read_text(encoding="utf-8"), re.MULTILINE)
             anchors = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
             assert anchor in anchors, f"{document.name} links to {target}"
+
+
+REFERENCE = ROOT / "docs" / "build_reference.py"
+
+
+def test_the_reference_has_every_public_name_and_its_links_lead_somewhere(tmp_path):
+    runpy.run_path(str(REFERENCE))["build"](tmp_path)
+    pages = {
+        path: re.sub(r"<script.*?</script>", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
+        for path in tmp_path.rglob("*.html")
+    }
+    places = {path: set(re.findall(r'\bid="([^"]+)"', page)) for path, page in pages.items()}
+    for path, page in pages.items():
+        for link in re.findall(r'<a\b[^>]*\bhref="(?!https:)([^"]+)"', page):
+            file, _, anchor = link.partition("#")
+            target = (path.parent / file).resolve() if file else path
+            assert target in pages and (not anchor or anchor in places[target]), f"{path.name} links to {link}"
+    for source in [file for folder in (".", "training", "app") for file in (ROOT / folder).glob("[!_]*.py")]:
+        path = source.relative_to(ROOT).with_suffix("")
+        module = importlib.import_module(".".join(("vtfusion", *path.parts)))
+        defined = inspect.getmembers(module, lambda value: inspect.isclass(value) or inspect.isfunction(value))
+        public = {name for name, value in defined if value.__module__ == module.__name__ and name[0] != "_"}
+        assert public <= places[tmp_path / "vtfusion" / f"{path}.html"]
+
+    page = pages[tmp_path / "vtfusion.html"]
+    assert '<a href="vtfusion/processing_vtfusion.html#VTFusionProcessor">VTFusionProcessor</a>' in page
+    page = pages[tmp_path / "vtfusion" / "processing_vtfusion.html"]
+    assert "VTFusionProcessor.__call__" in places[tmp_path / "vtfusion" / "processing_vtfusion.html"]
+    assert "<strong>spans</strong> (<code>list[tuple[int, int]]</code>):" in page
+
+
+def test_a_reference_to_nothing_stops_the_build(monkeypatch):
+    monkeypatch.setattr(VTFusionProcessor, "__doc__", "A processor. See [`VTFusionModel`] and [`VTFusionMadel`].")
+    with pytest.raises(ValueError, match=r"VTFusionProcessor: \[`VTFusionMadel`\] is nothing"):
+        runpy.run_path(str(REFERENCE))["load"]()
