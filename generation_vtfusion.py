@@ -368,7 +368,6 @@ class VTFusionForConditionalGeneration(VTFusionVisionModel, GenerationMixin):
         logits_to_keep: int | torch.Tensor = 0,
         output_fusion_attentions: bool | None = None,
         num_items_in_batch: torch.Tensor | int | None = None,
-        shift_labels: torch.LongTensor | None = None,
         **kwargs: Any,
     ) -> VTFusionCausalLMOutput:
         r"""
@@ -419,15 +418,16 @@ class VTFusionForConditionalGeneration(VTFusionVisionModel, GenerationMixin):
                 Whether to return the attention map of the last block.
             num_items_in_batch (`torch.Tensor` or `int`, *optional*):
                 The number of labels to average over, in all micro-batches and processes.
-            shift_labels (`torch.LongTensor` of shape `(B, L)`, *optional*):
-                For each token the one that follows it, where a text is cut among processes; `labels` then do not count.
             kwargs (*optional*):
-                Passed to the language model.
+                `shift_labels` `(B, L)` are, for each token, the one that follows it, where a text is cut among
+                processes; `labels` then do not count. All else is passed to the language model.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give either `input_ids` or `inputs_embeds`.")
+        # not in the signature: Trainer takes every argument named so for a label that each batch must have
+        shift_labels = kwargs.pop("shift_labels", None)
         if shift_labels is None and labels is not None:
-            shift_labels = nn.functional.pad(labels[:, 1:], (0, 1), value=-100)  # type: ignore[assignment]
+            shift_labels = nn.functional.pad(labels[:, 1:], (0, 1), value=-100)
         if shift_labels is not None and isinstance(logits_to_keep, int) and logits_to_keep:
             raise ValueError("`labels` need the logits of all tokens: leave `logits_to_keep` out.")
         if output_fusion_attentions is None:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM, BartConfig, GPT2Config, GPT2LMHeadModel, GPT2Model
+from transformers.utils import find_labels
 
 from tiny import HIDDEN, IMAGE, LANGUAGE_MODELS, VISION, VOCAB
 from vtfusion import VTFusionConfig, VTFusionForConditionalGeneration
@@ -291,6 +292,8 @@ def test_labels_may_come_shifted_as_where_a_text_is_cut_among_processes() -> Non
     logits = model(**inputs).logits
     expected = nn.functional.cross_entropy(logits.flatten(0, 1), following.flatten())
     torch.testing.assert_close(model(**inputs, labels=labels, shift_labels=following).fusion_loss, expected)
+    # Trainer computes no loss in an evaluation where an argument of this list is missing
+    assert find_labels(VTFusionForConditionalGeneration) == ["labels"]
 
 
 def test_gradients_reach_every_part() -> None:
