@@ -44,8 +44,8 @@ def main(args: TableArguments) -> None:
     print("|" + " --- |" * (3 + len(names)))
     for kind, arrays in counts.items():
         of_fold = scores(np.stack([array.sum(axis=0) for array in arrays]))
-        cells = (f"{100 * values.mean():.2f} ± {100 * values.std(ddof=1):.2f}" for values in of_fold.values())
-        print(f"| {kind} | {' | '.join(cells)} |")
+        shown = (f"{100 * values.mean():.2f} ± {100 * values.std(ddof=1):.2f}" for values in of_fold.values())
+        print(f"| {kind} | {' | '.join(shown)} |")
 
     # one "seed": every text was tested once, by the model of its fold
     pooled = {kind: np.concatenate(arrays)[None] for kind, arrays in counts.items()}
@@ -53,7 +53,7 @@ def main(args: TableArguments) -> None:
     print("\n| difference | accuracy, 95 % interval | macro F1, 95 % interval |\n| --- | --- | --- |")
     found = paired_bootstrap(pooled, scores, [(own, other) for other in others])
     for other in others:
-        cells = []
+        cells: list[str] = []
         for metric in ("accuracy", "macro_f1"):
             (one,) = (each for each in found if (each.first, each.second, each.metric) == (own, other, metric))
             cells.append(f"{100 * one.mean:+.2f} ({100 * one.low:+.2f} … {100 * one.high:+.2f})")
