@@ -212,7 +212,7 @@ def test_the_script_trains_tests_and_saves(sample: Path, tmp_path: Path, flags: 
     generated = processor.tokenizer.decode(text, skip_special_tokens=True).strip()
     assert generated == json.loads(lines[0])["generated"]["text"]
     page = (tmp_path / "test_samples.html").read_text(encoding="utf-8")
-    assert page.count("data:image/jpeg") == 2 and page.count("no image") == 1
+    assert page.count("data:image/jpeg") == 2 and page.count('class="missing"') == 1
     card = (tmp_path / "README.md").read_text(encoding="utf-8")
     assert "pipeline_tag: image-text-to-text" in card and "AutoModelForImageTextToText" in card
 
