@@ -28,6 +28,7 @@ _PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#
 # The same type has the same colour in every figure; other types follow in the order in which they appear.
 _KNOWN_GROUPS = {"PER": 0, "LOC": 1, "ORG": 2, "PROD": 3, "MISC": 4, "OTHER": 4}
 _GATE_COLOR = "#3B4B63"
+_HEAT_MAP = "inferno"
 _INK = "#1A1A1A"
 
 # Inches.
@@ -119,7 +120,7 @@ def plot_entities(
             raise ValueError(
                 f"heatmaps[{index}]['heatmap'] must have the shape (height, width), got {np.shape(heatmap['heatmap'])}."
             )
-    colors = _group_colors(entities)
+    colors = group_colors(entities)
 
     figure = Figure(figsize=(_WIDTH, 2.0), facecolor="white")
     canvas = FigureCanvasAgg(figure)
@@ -317,7 +318,8 @@ def _check_image(index: int, num_images: int, where: str) -> None:
 # Colours and words ---------------------------------------------------------------------------------------------------
 
 
-def _group_colors(entities: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+def group_colors(entities: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """For each entity type its colour, the same in every figure and page."""
     groups = list(dict.fromkeys(str(entity["entity_group"]) for entity in entities))
     colors = {group: _PALETTE[_KNOWN_GROUPS[group]] for group in groups if group in _KNOWN_GROUPS}
     free = [color for color in _PALETTE if color not in colors.values()] or list(_PALETTE)
@@ -331,7 +333,7 @@ def _tint(color: str, share: float) -> tuple[float, ...]:
     return tuple(1 - share * (1 - channel) for channel in to_rgb(color))
 
 
-def _text_color(color: str) -> str:
+def text_color(color: str) -> str:
     """Black or white, whichever has the higher contrast (WCAG) on the colour."""
     from matplotlib.colors import to_rgb
 
@@ -454,7 +456,7 @@ def _draw_sentence(
                     va="center_baseline",
                     fontsize=_LABEL_SIZE,
                     fontweight="bold",
-                    color=_text_color(color),
+                    color=text_color(color),
                     parse_math=False,
                 )
 
@@ -545,23 +547,17 @@ def _draw_panel(
         caption = f"Picture {index + 1}" if len(pictures) > 1 else "Picture"
         edge = "#BBBBBB"
     else:
-        values = np.nan_to_num(np.asarray(heatmap["heatmap"], dtype=float))
-        # Heat of one pixel times their number, so that pictures of different sizes compare: a picture that the words
-        # hardly looked at must not glow.
         every = [np.nan_to_num(np.asarray(other["heatmap"], dtype=float)) for other in same]
-        peak = max((float(other.max()) * other.size for other in every if other.size), default=0.0)
+        values = np.nan_to_num(np.asarray(heatmap["heatmap"], dtype=float))
         total = sum(float(other.sum()) for other in every)
-        # In grey and lightened, so that the picture's own colours cannot be mistaken for heat.
-        gray = picture if picture.ndim == 2 else picture[..., :3] @ np.array([0.299, 0.587, 0.114])
-        scale = 1 if picture.dtype.kind == "f" else 255
-        axes.imshow(0.35 + 0.65 * gray / scale, cmap="gray", vmin=0, vmax=1, extent=extent)
-        relative = np.clip(values * values.size / peak, 0, 1) if peak > 0 else np.zeros_like(values)
+        relative = _relative_heat(values, every)
+        axes.imshow(_faded(picture), cmap="gray", vmin=0, vmax=1, extent=extent)
         axes.imshow(
             relative,
-            cmap="inferno",
+            cmap=_HEAT_MAP,
             vmin=0,
             vmax=1,
-            alpha=0.25 + 0.5 * relative,
+            alpha=_opacity(relative),
             extent=extent,
             interpolation="bicubic",
         )
@@ -590,3 +586,54 @@ def _draw_panel(
         spine.set_color(edge)
         spine.set_linewidth(1.0 if heatmap is None else 2.0)
     axes.set_title(caption, fontsize=9, color=_INK, pad=4, parse_math=False)
+
+
+def heat_picture(
+    picture: PIL.Image.Image, heatmap: np.ndarray, same: Sequence[np.ndarray] | None = None
+) -> PIL.Image.Image:
+    """
+    A picture under a heat map, as [`plot_entities`] draws it, without a figure around it.
+
+    Args:
+        picture (`PIL.Image.Image`): the picture.
+        heatmap (`np.ndarray` of shape `(h, w)`): attention; of any size, stretched over the picture.
+        same (`Sequence[np.ndarray]`, *optional*): the heat maps of the same words on all pictures, which share one
+            scale; by default `heatmap` alone.
+
+    Returns:
+        `PIL.Image.Image`: an RGB picture of the same size.
+
+    Raises:
+        `ImportError`: If matplotlib is not installed.
+    """
+    _require_matplotlib()
+    from matplotlib import colormaps
+
+    values = np.nan_to_num(np.asarray(heatmap, dtype=float))
+    every = [values] if same is None else [np.nan_to_num(np.asarray(other, dtype=float)) for other in same]
+    heat = PIL.Image.fromarray(_relative_heat(values, every).astype(np.float32))
+    relative = np.clip(np.asarray(heat.resize(picture.size, PIL.Image.Resampling.BICUBIC)), 0, 1)
+    opacity = _opacity(relative)[..., None]
+    mixed = (1 - opacity) * _faded(np.asarray(picture.convert("RGB")))[..., None]
+    mixed = mixed + opacity * colormaps[_HEAT_MAP](relative)[..., :3]
+    return PIL.Image.fromarray((255 * mixed).round().astype(np.uint8))
+
+
+def _faded(picture: np.ndarray) -> np.ndarray:
+    """In grey and lightened, so that the picture's own colours cannot be mistaken for heat; between 0 and 1."""
+    gray = picture if picture.ndim == 2 else picture[..., :3] @ np.array([0.299, 0.587, 0.114])
+    return 0.35 + 0.65 * gray / (1 if picture.dtype.kind == "f" else 255)
+
+
+def _relative_heat(values: np.ndarray, every: Sequence[np.ndarray]) -> np.ndarray:
+    """
+    Between 0 and 1, the peak of the heat maps of the same words on all pictures. What counts is the heat of one pixel
+    times their number, so that pictures of different sizes compare: a picture that the words hardly looked at must not
+    glow.
+    """
+    peak = max((float(other.max()) * other.size for other in every if other.size), default=0.0)
+    return np.clip(values * values.size / peak, 0, 1) if peak > 0 else np.zeros_like(values)
+
+
+def _opacity(relative: np.ndarray) -> np.ndarray:
+    return 0.25 + 0.5 * relative
