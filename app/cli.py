@@ -61,6 +61,15 @@ def run_task(command: str, context: typer.Context, task: str | None) -> None:
 
 
 TaskArgument = Annotated[str | None, typer.Argument(metavar="TASK", help=f"One of: {', '.join(Task)}.")]
+ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="A trained model: a folder or a Hub id.")]
+TitleOption = Annotated[str | None, typer.Option(help="What the page is called; by default the model's name.")]
+ExamplesOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="Texts to try, of which the first four are taken: files as for `predict`. By default the folder examples "
+        "of the model, else drawn ones."
+    ),
+]
 
 
 @app.command(context_settings=_TO_SCRIPT)
@@ -117,7 +126,7 @@ def gates(context: typer.Context) -> None:
 
 @app.command()
 def predict(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A trained model: a folder or a Hub id.")],
+    model: ModelArgument,
     file: Annotated[
         Path,
         typer.Argument(
@@ -168,11 +177,57 @@ def push(
     typer.echo(commit.commit_url)
 
 
+@app.command()
+def demo(
+    model: ModelArgument,
+    title: TitleOption = None,
+    examples: ExamplesOption = None,
+    host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0 is every one.")] = "127.0.0.1",
+    port: Annotated[int | None, typer.Option(help="By default the first that is free from 7860 on.")] = None,
+    share: Annotated[bool, typer.Option("--share", help="Open it to the world through Gradio's tunnel.")] = False,
+    revision: Annotated[str, typer.Option(help="Branch, tag or commit of the model.")] = "main",
+    device: Annotated[str | None, typer.Option(help="Such as cpu or cuda:0; by default what there is.")] = None,
+) -> None:
+    """
+    Try a trained model in the browser.
+
+    `vtfusion demo outputs/ner` opens a page with a text, pictures, and the result with and without them.
+    """
+    from .demo import run_demo
+
+    run_demo(model, title, examples, revision, device, host, port, share)
+
+
+@app.command()
+def space(
+    model: ModelArgument,
+    output: Annotated[Path, typer.Option(help="The folder to write.")] = Path("outputs/space"),
+    push: Annotated[str | None, typer.Option(help="Upload it to the Hub, such as name/my-demo.")] = None,
+    private: Annotated[bool | None, typer.Option(help="Whether a new Space is private.")] = None,
+    title: TitleOption = None,
+    examples: ExamplesOption = None,
+    revision: Annotated[str, typer.Option(help="Branch, tag or commit of a model on the Hub.")] = "main",
+) -> None:
+    """
+    Make the demo of a model a Hugging Face Space.
+
+    `vtfusion space outputs/ner --push your-name/ner-demo` writes a folder that runs with `python app.py`, and uploads
+    it. Log in first: `hf auth login`.
+    """
+    from .demo import find_examples, load_demo_pipeline
+    from .space import push_space, write_space
+
+    pipe = load_demo_pipeline(model, revision, "cpu")  # a model that has no demo is refused here, not by the Space
+    typer.echo(write_space(model, output, find_examples(model, pipe, examples), title, revision))
+    if push is not None:
+        typer.echo(push_space(output, push, private).commit_url)
+
+
 def main() -> None:
     """The entry point: what goes wrong with data or models is told in a line and ends with exit code 1."""
     try:
         app()
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:  # an extra that is not installed says so
         typer.echo(f"vtfusion: {error}", err=True)
         sys.exit(1)
 

@@ -89,12 +89,26 @@ def publish(
         raise FileNotFoundError(
             f"{card} is not there: a model goes to the Hub with its card. Write one, or train again."
         )
+    folder = tempfile.TemporaryDirectory()
+    export_model(model, folder.name)
+    repo_id = create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id
+    return upload_model(folder, card, repo_id, message, token, revision)
+
+
+def export_model(model: str | os.PathLike, folder: str | os.PathLike) -> None:
+    """
+    Saves weights, code, configuration and processor of a trained model, and nothing else that lies in its folder.
+
+    Args:
+        model (`str` or `os.PathLike`): folder of a model with its processor.
+        folder (`str` or `os.PathLike`): where to.
+
+    Raises:
+        `ValueError`: It is no model of ours.
+    """
     architecture = (AutoConfig.from_pretrained(model).architectures or ["?"])[0]
     head = getattr(modeling_vtfusion, architecture, None)
     if head is None:
         raise ValueError(f"{model} is a {architecture}, which is no model of VTFusion.")
-    folder = tempfile.TemporaryDirectory()
-    head.from_pretrained(model).save_pretrained(folder.name)
-    VTFusionProcessor.from_pretrained(model).save_pretrained(folder.name)
-    repo_id = create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id
-    return upload_model(folder, card, repo_id, message, token, revision)
+    head.from_pretrained(model).save_pretrained(folder)
+    VTFusionProcessor.from_pretrained(model).save_pretrained(folder)
