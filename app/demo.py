@@ -283,7 +283,7 @@ def build_demo(
                 )
                 with gr.Row():
                     send = gr.Button("Analyse", variant="primary", elem_id="vt-send")
-                    clear = gr.Button("Clear")
+                    clear = gr.Button("Clear all")
             with gr.Column(scale=2, min_width=280):
                 files = gr.File(
                     label=f"Pictures, {limits.pictures} at most, {limits.megabytes} MB each",

@@ -33,9 +33,9 @@ STYLE = """
 .vt p.vt-sentence { line-height: 2.1; font-size: 1.1rem; white-space: pre-wrap; overflow-wrap: anywhere; }
 .vt-entity { border: 2px solid var(--vt-color); border-radius: .4rem; padding: .1rem .1rem .1rem .35rem;
              background: color-mix(in srgb, var(--vt-color) 18%, transparent);
-             -webkit-box-decoration-break: clone; box-decoration-break: clone; }
+             display: inline-block; max-width: 100%; line-height: 1.5; }
 .vt-kind { background: var(--vt-color); color: var(--vt-ink); font-size: .75rem; font-weight: 700; border-radius: .2rem;
-           padding: .1rem .35rem; margin-left: .35rem; white-space: nowrap; }
+           padding: .1rem .35rem; white-space: nowrap; }
 mark.vt-entity { color: inherit; }
 label.vt-entity { cursor: pointer; }
 label.vt-entity input { position: absolute; opacity: 0; width: 1px; height: 1px; }
@@ -44,7 +44,7 @@ label.vt-entity:has(input:checked) { border-style: double; border-width: 4px;
 label.vt-entity:has(input:focus-visible) { outline: 3px solid var(--body-text-color); outline-offset: 2px; }
 .vt-pictures { display: flex; flex-wrap: wrap; gap: .75rem; }
 .vt figure { margin: 0; max-width: 100%; }
-.vt img { display: block; max-width: min(100%, 20rem); height: auto; border-radius: .3rem; }
+.vt img { display: block; max-width: min(100%, 14rem); height: auto; border-radius: .3rem; }
 .vt figcaption { font-size: .9rem; margin: .25rem 0; overflow-wrap: anywhere; }
 .vt ol.vt-gates { list-style: none; display: flex; flex-wrap: wrap; gap: .5rem .75rem; padding: 0; margin: .5rem 0; }
 .vt .vt-gates li { margin: 0; min-width: 3rem; max-width: 100%; overflow-wrap: anywhere; }
@@ -205,7 +205,7 @@ def _marked(text: str, entities: Sequence[Mapping[str, Any]], colors: Mapping[st
     for index, entity in enumerate(entities):
         color = colors[str(entity["entity_group"])]
         style = f'style="--vt-color:{color};--vt-ink:{text_color(color)}"'
-        kind = f'<span class="vt-kind">{escape(entity["entity_group"])} {_score(entity["score"])}</span>'
+        kind = f' <span class="vt-kind">{escape(entity["entity_group"])} {_score(entity["score"])}</span>'
         words = escape(text[entity["start"] : entity["end"]])
         parts.append(escape(text[place : entity["start"]]))
         if choose:

@@ -18,7 +18,7 @@ from vtfusion.app import cli
 from vtfusion.training.prediction import load_pipeline
 
 runner = CliRunner()
-COMMANDS = ("train", "evaluate", "pair", "gates", "predict", "push")
+COMMANDS = ("train", "evaluate", "pair", "gates", "predict", "push", "demo", "space")
 
 
 @pytest.fixture(scope="module")

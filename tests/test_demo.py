@@ -114,22 +114,25 @@ class Chips(HTMLParser):
     def handle_data(self, data):
         self.text += data
         if self._open:
-            self.sides[-1][-1] += data + " "
+            self.sides[-1][-1] += data
+
+    def words(self):
+        return [[" ".join(chip.split()) for chip in side] for side in self.sides]
 
 
 def named(entities):
-    return [f"{entity['text']} {entity['entity_group']} {entity['score']:.0%} " for entity in entities]
+    return [f"{entity['text']} {entity['entity_group']} {entity['score']:.0%}" for entity in entities]
 
 
 def without_kinds(page):
-    return re.sub(r"(PER|LOC|ORG) \d+%", "", Chips(page).text)
+    return re.sub(r" (PER|LOC|ORG) \d+%", "", Chips(page).text)
 
 
 def test_both_sides_are_those_of_the_pipeline(pipe, worker):
     text, pixels = "John Smith met the fox in Paris", np.asarray(Image.open(io.BytesIO(png())))
     page = Chips(answer(pipe, worker, LIMITS, text, [png()]))
-    assert page.sides == [named(pipe(text, images=pixels)), named(pipe(text))]
-    assert [side[0].split()[2] for side in page.sides] == ["PER", "ORG"]
+    assert page.words() == [named(pipe(text, images=pixels)), named(pipe(text))]
+    assert [side[0].split()[2] for side in page.words()] == ["PER", "ORG"]
     assert "John Smith is PER with, ORG without" in page.text and "Paris is PER with, ORG without" in page.text
     assert any("heat map of John Smith" in alternative for alternative in page.alternatives)
     words = pipe(text, images=pixels, aggregation_strategy="none")
@@ -139,7 +142,7 @@ def test_both_sides_are_those_of_the_pipeline(pipe, worker):
 
 def test_a_text_alone_has_one_side(pipe, worker):
     page = Chips(answer(pipe, worker, LIMITS, "Paris", None))
-    assert page.sides == [named(pipe("Paris"))] and not page.alternatives
+    assert page.words() == [named(pipe("Paris"))] and not page.alternatives
     assert "No entity found" in Chips(answer(pipe, worker, LIMITS, "the fox", [])).text
 
 
@@ -277,8 +280,7 @@ def test_examples_come_from_a_file_the_model_or_the_pen(pipe, tmp_path):
 
 
 def environment(**more):
-    kept = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    return {**kept, "OMP_NUM_THREADS": "1", "NO_PROXY": "127.0.0.1,localhost", **more}
+    return {**os.environ, "OMP_NUM_THREADS": "1", "NO_PROXY": "127.0.0.1,localhost", **more}
 
 
 def test_a_space_holds_the_model_the_code_and_what_they_need(model_folder, tmp_path):
@@ -316,7 +318,9 @@ def test_a_pushed_space_runs(model_folder, tmp_path):
     pytest.importorskip("gradio")
     (tmp_path / "hub").mkdir()
     with running_hub(tmp_path / "hub", {"token-of-owner": "owner"}) as hub:
-        hub_only = environment(HF_ENDPOINT=hub.endpoint, HF_TOKEN="token-of-owner", HF_HUB_OFFLINE="0")
+        hub_only = environment(
+            HF_ENDPOINT=hub.endpoint, HF_TOKEN="token-of-owner", HF_HUB_OFFLINE="0", HF_HUB_DISABLE_XET="1"
+        )
         command = [sys.executable, "-m", "vtfusion.app.cli", "space", model_folder, "--output", str(tmp_path / "s")]
         command += ["--push", "owner/demo"]
         done = subprocess.run(command, env=hub_only, capture_output=True, text=True, check=False)
@@ -391,7 +395,7 @@ class Visitor:
 
     def __init__(self, browser, url, **options):
         self.context = browser.new_context(**options)
-        self.context.set_default_timeout(60_000)
+        self.context.set_default_timeout(20_000)
         self.requests = []
         self.context.on("request", lambda request: self.requests.append(request.url))
         self.page = self.context.new_page()
@@ -438,11 +442,11 @@ def test_type_upload_and_read(visit):
     visitor.text.fill("John Smith went to Paris")
     visitor.page.get_by_role("button", name="Analyse").click()
     seen, unseen = visitor.sides()
-    assert [chip.split() for chip in seen] == [["John", "Smith", "PER", "96%"], ["Paris", "PER", "96%"]]
-    assert [chip.split() for chip in unseen] == [["John", "Smith", "ORG", "96%"], ["Paris", "ORG", "96%"]]
+    assert [chip.split() for chip in seen] == [["John", "Smith", "PER", "98%"], ["Paris", "PER", "98%"]]
+    assert [chip.split() for chip in unseen] == [["John", "Smith", "ORG", "98%"], ["Paris", "ORG", "98%"]]
     maps = visitor.result.locator("img[alt*='heat map']")
     assert [picture.is_visible() for picture in maps.all()] == [True, False]
-    visitor.result.get_by_text("Paris").first.click()
+    visitor.result.locator("label", has_text="Paris").click()
     assert [picture.is_visible() for picture in maps.all()] == [False, True]
     # a new result starts with its own first entity, whatever was chosen before
     visitor.text.fill("Paris is lower")
@@ -484,7 +488,7 @@ def test_examples_run_at_a_click_and_can_be_cleared(visit):
     visitor.page.get_by_role("button", name="Example 1").click()
     assert [side[0].split()[:2] for side in visitor.sides()] == [["Paris", "LOC"], ["Paris", "ORG"]]
     assert visitor.text.input_value() == "We saw Paris"
-    visitor.page.get_by_role("button", name="Clear").last.click()
+    visitor.page.get_by_role("button", name="Clear all").click()
     visitor.result.locator(".vt-sentence").first.wait_for(state="detached")
     assert visitor.text.input_value() == ""
 
@@ -500,7 +504,7 @@ def test_bad_files_and_no_text_are_told(visit):
     visitor.text.press("Enter")
     visitor.result.get_by_text("Picture 1 cannot be read").wait_for()
     visitor.upload(bytes(2 * 2**20))
-    visitor.page.get_by_text("exceeds the maximum allowed size").wait_for()
+    visitor.page.get_by_text("exceed the maximum allowed size").wait_for()
 
 
 def test_two_at_once_get_their_own(visit):
@@ -533,7 +537,7 @@ def test_texts_are_no_code_in_the_browser(visit):
     visitor.text.fill(text)
     visitor.text.press("Enter")
     visitor.sides(1)
-    assert text.replace("Paris", "Paris ORG 96%") in visitor.result.locator(".vt-sentence").inner_text()
+    assert text.replace("Paris", "Paris ORG 98%") in visitor.result.locator(".vt-sentence").inner_text()
     assert visitor.page.title() == "Names in posts"
 
 

@@ -117,7 +117,7 @@ def test_commands_name_real_scripts_and_flags(document, language, code, monkeypa
         words = [word for word in shlex.split(line) if "=" not in word or word.startswith("-")]
         names = [index for index, word in enumerate(words) if word.endswith(".py")]
         if words and words[0].endswith("vtfusion"):
-            if words[1] in ("predict", "push"):
+            if words[1] in ("predict", "push", "demo", "space"):
                 assert CliRunner().invoke(cli.app, [words[1], "--help"]).exit_code == 0
                 options = CliRunner().invoke(cli.app, [words[1], "--help"]).output
                 assert all(word in options for word in words if word.startswith("--")), line
