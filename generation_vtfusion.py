@@ -26,6 +26,10 @@ from .fusion_vtfusion import (
 )
 from .outputs_vtfusion import IMAGE_INPUTS, VTFusionCausalLMOutput
 
+# As remote code, older versions of transformers bring only the files that this one itself imports.
+from .pipeline_vtfusion import VTFusionPipeline  # noqa: F401
+from .visual_vtfusion import visual_hidden_size  # noqa: F401
+
 # What `compute_image_key_values` gives, and `forward` and `generate` take instead of images.
 IMAGE_STATES = ("image_key_values", "image_key_mask")
 

@@ -89,7 +89,7 @@ def test_bad_rows_are_named(tmp_path: Path, row: dict[str, Any], message: str) -
 
 
 def test_every_response_is_learned_behind_its_prompt(tmp_path: Path) -> None:
-    rows = [{"prompt": "the quick", "response": ["brown fox", "dog"]}, {"prompt": "john", "response": "smith"}]
+    rows = [{"prompt": "the quick", "response": ["brown fox", "dog"]}, {"prompt": "john", "response": ["smith"]}]
     dataset = load_generation_dataset(GenerationDataArguments(train_file=write_rows(tmp_path, rows)))["train"]
     processor = make_processor()
     windows = encode_prompts(dataset, processor, [["one"], None], "see {prompt}:")
@@ -111,11 +111,14 @@ def test_every_response_is_learned_behind_its_prompt(tmp_path: Path) -> None:
 
 
 def test_generated_text_and_likelihood_are_those_of_each_row_alone(tmp_path: Path) -> None:
-    rows = [{**row, "image": str(tmp_path / f"{index}.png")} for index, row in enumerate(TEXTS)]
+    rows: list[dict[str, Any]] = [
+        {"prompt": row["prompt"], "response": [row["response"]], "image": str(tmp_path / f"{index}.png")}
+        for index, row in enumerate(TEXTS)
+    ]
     for index, row in enumerate(rows):
         Image.new("RGB", (40, 40), ["red", "green", "blue"][index]).save(row["image"])
     del rows[1]["image"]
-    rows[2]["response"] = ["lives in new york", "smith"]  # type: ignore[assignment]
+    rows[2]["response"].append("smith")
     dataset = load_generation_dataset(GenerationDataArguments(train_file=write_rows(tmp_path, rows)))["train"]
     processor = make_processor("llama")
     model = make_model(len(processor.tokenizer))

@@ -130,7 +130,7 @@ def test_a_response_needs_an_image_token() -> None:
 def conversation() -> list[dict[str, Any]]:
     return [
         {"role": "user", "content": [{"type": "image", "image": PICTURE}, {"type": "text", "text": "what?"}]},
-        {"role": "assistant", "content": "fox"},
+        {"role": "assistant", "content": [{"type": "text", "text": "fox"}]},
         {"role": "user", "content": [{"type": "text", "text": "sure?"}]},
     ]
 
