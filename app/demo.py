@@ -45,8 +45,8 @@ _LEADS = {
 }
 # An ambiguous sentence with two drawings, and one that needs none.
 _DRAWN_EXAMPLES = (
-    ("Look , this is Mirano !", "LOC"),
     ("Look , this is Mirano !", "PER"),
+    ("Look , this is Mirano !", "PROD"),
     ("They flew to Kelda .", None),
 )
 _MAX_EXAMPLES = 4

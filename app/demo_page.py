@@ -44,7 +44,7 @@ label.vt-entity:has(input:checked) { border-style: double; border-width: 4px;
 label.vt-entity:has(input:focus-visible) { outline: 3px solid var(--body-text-color); outline-offset: 2px; }
 .vt-pictures { display: flex; flex-wrap: wrap; gap: .75rem; }
 .vt figure { margin: 0; max-width: 100%; }
-.vt img { display: block; max-width: min(100%, 14rem); height: auto; border-radius: .3rem; }
+.vt img { display: block; max-width: 14rem; height: auto; border-radius: .3rem; }
 .vt figcaption { font-size: .9rem; margin: .25rem 0; overflow-wrap: anywhere; }
 .vt ol.vt-gates { list-style: none; display: flex; flex-wrap: wrap; gap: .5rem .75rem; padding: 0; margin: .5rem 0; }
 .vt .vt-gates li { margin: 0; min-width: 3rem; max-width: 100%; overflow-wrap: anywhere; }

@@ -64,6 +64,7 @@ def main(args: QuickstartArguments) -> dict[str, Any]:
         VTFusionTrainingArguments(
             output_dir=str(output / "training"),
             learning_rate=1e-3,
+            fusion_learning_rate=2e-3,
             warmup_steps=0.1,
             num_train_epochs=args.num_train_epochs,
             per_device_train_batch_size=16,
