@@ -159,6 +159,25 @@ def predict(
 
 
 @app.command()
+def export(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A trained model: a folder or a Hub id.")],
+    output: Annotated[Path, typer.Option(help="The folder to write, new or empty.")],
+    tolerance: Annotated[float, typer.Option(min=0, help="How far a logit may be from PyTorch's.")] = 1e-4,
+    revision: Annotated[str, typer.Option(help="Branch, tag or commit of the model.")] = "main",
+) -> None:
+    """
+    Write a trained model as ONNX, for onnxruntime.
+
+    `vtfusion export outputs/ner --output outputs/ner-onnx` writes model.onnx, the processor and config.json, after
+    comparing with PyTorch.
+    """
+    from .export import export_model
+
+    difference = export_model(model, output, revision, tolerance)
+    typer.echo(f"{output / 'model.onnx'}: at most {difference:.1e} from PyTorch")
+
+
+@app.command()
 def push(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="Folder of a trained model with its card.")],
     repository: Annotated[str, typer.Argument(metavar="REPOSITORY", help="Where to, such as name/ner-with-pictures.")],

@@ -18,7 +18,7 @@ from vtfusion.app import cli
 from vtfusion.training.prediction import load_pipeline
 
 runner = CliRunner()
-COMMANDS = ("train", "evaluate", "pair", "gates", "predict", "push", "demo", "space")
+COMMANDS = ("train", "evaluate", "pair", "gates", "predict", "export", "push", "demo", "space")
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +81,8 @@ def test_every_task_has_its_script():
         (["evaluate", "ner", "--train_file", "x"], "--train_file would train"),
         (["evaluate", "ner", "--dataset_name=x"], "--dataset_name would train"),
         (["predict"], "MODEL"),
+        (["export", "a"], "--output"),
+        (["export", "a", "--output", "b", "--tolerance", "-1"], "--tolerance"),
         (["predict", "a", "b", "--batch-size", "0"], "--batch-size"),
         (["fly"], "fly"),
     ],

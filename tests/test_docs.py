@@ -29,7 +29,13 @@ from vtfusion.app import cli
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 BLOCKS = [
-    pytest.param(document, language, code, id=f"{document.name}-{index}")
+    pytest.param(
+        document,
+        language,
+        code,
+        id=f"{document.name}-{index}",
+        marks=[pytest.mark.slow] if "export_model(" in code else [],
+    )
     for document in DOCUMENTS
     for index, (language, code) in enumerate(
         re.findall(r"^```(\w+)\n(.*?)^```", document.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
@@ -117,7 +123,7 @@ def test_commands_name_real_scripts_and_flags(document, language, code, monkeypa
         words = [word for word in shlex.split(line) if "=" not in word or word.startswith("-")]
         names = [index for index, word in enumerate(words) if word.endswith(".py")]
         if words and words[0].endswith("vtfusion"):
-            if words[1] in ("predict", "push", "demo", "space"):
+            if words[1] in ("predict", "export", "push", "demo", "space"):
                 assert CliRunner().invoke(cli.app, [words[1], "--help"]).exit_code == 0
                 options = CliRunner().invoke(cli.app, [words[1], "--help"]).output
                 assert all(word in options for word in words if word.startswith("--")), line
