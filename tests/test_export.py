@@ -117,8 +117,17 @@ def test_answers_of_an_encoder_without_token_types(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("vision", ["vit", "dinov2", "swin", "resnet", "convnext", "mobilenet_v2"])
-@pytest.mark.parametrize("text", ["bert", "roberta", "distilbert", "deberta-v2"])
+@pytest.mark.parametrize(
+    ("text", "vision"),
+    [
+        ("bert", "swin"),
+        ("bert", "dinov2"),
+        ("roberta", "vit"),
+        ("roberta", "convnext"),
+        ("distilbert", "mobilenet_v2"),
+        ("deberta-v2", "resnet"),
+    ],
+)
 def test_encoders(text, vision, tmp_path):
     save(tmp_path / "model", "sequence", text, vision)
     assert export_model(tmp_path / "model", tmp_path / "onnx") < 1e-4
