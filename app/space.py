@@ -16,7 +16,7 @@ from huggingface_hub import CommitInfo, create_repo, metadata_save, upload_folde
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-from ..training.publishing import export_model
+from ..training.publishing import save_model_files
 from .demo import DemoExample, name_model
 
 _APP = '''"""The demo of a VTFusion model. Its code lies in vtfusion/; what that needs stands in requirements.txt."""
@@ -64,7 +64,7 @@ def write_space(
             shutil.copy(file, folder / "vtfusion" / part)
     is_folder = Path(model).is_dir()
     if is_folder:
-        export_model(model, folder / "model")
+        save_model_files(model, folder / "model")
     _write_examples(examples, folder / "examples")
     source = 'str(here / "model")' if is_folder else repr(model)
     (folder / "app.py").write_text(_APP.format(model=source, title=title, revision=revision), encoding="utf-8")

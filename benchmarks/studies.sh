@@ -71,7 +71,7 @@ for study in "$@"; do
             "$PYTHON" scripts/run_ner.py --dataset_name "$OUT/quickstart/data" \
                 --text_model "$OUT/quickstart/encoders/text" --vision_model "$OUT/quickstart/encoders/vision" \
                 --freeze_vision False --fusion_hidden_size 128 --vision_loss_weight 1.0 --learning_rate 1e-3 \
-                --warmup_steps 0.1 --num_train_epochs 7 --per_device_train_batch_size 16 \
+                --fusion_learning_rate 2e-3 --warmup_steps 0.1 --num_train_epochs 7 --per_device_train_batch_size 16 \
                 --per_device_eval_batch_size 100 --image_ablation --seeds 0 1 2 3 4 --output_dir "$OUT/study-sample"
             ;;
         *)

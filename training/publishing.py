@@ -90,12 +90,12 @@ def publish(
             f"{card} is not there: a model goes to the Hub with its card. Write one, or train again."
         )
     folder = tempfile.TemporaryDirectory()
-    export_model(model, folder.name)
+    save_model_files(model, folder.name)
     repo_id = create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id
     return upload_model(folder, card, repo_id, message, token, revision)
 
 
-def export_model(model: str | os.PathLike, folder: str | os.PathLike) -> None:
+def save_model_files(model: str | os.PathLike, folder: str | os.PathLike) -> None:
     """
     Saves weights, code, configuration and processor of a trained model, and nothing else that lies in its folder.
 
