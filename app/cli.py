@@ -160,7 +160,7 @@ def predict(
 
 @app.command()
 def export(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A trained model: a folder or a Hub id.")],
+    model: ModelArgument,
     output: Annotated[Path, typer.Option(help="The folder to write, new or empty.")],
     tolerance: Annotated[float, typer.Option(min=0, help="How far a logit may be from PyTorch's.")] = 1e-4,
     revision: Annotated[str, typer.Option(help="Branch, tag or commit of the model.")] = "main",

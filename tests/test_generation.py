@@ -28,6 +28,7 @@ from vtfusion.training.generation import (
     generation_scores,
     join_response,
     load_generation_dataset,
+    load_generation_model,
     write_prompt,
 )
 from vtfusion.training.images import ImageStore
@@ -173,6 +174,16 @@ def test_a_language_model_is_frozen_unless_told_otherwise() -> None:
     assert not GenerationModelArguments(freeze_text=False).freeze_text
     with pytest.raises(ValueError, match="`use_lora` trains adapters"):
         GenerationModelArguments(use_lora=True, freeze_text=True)
+
+
+@pytest.mark.parametrize("asked", [None, "all"])
+def test_a_trained_model_keeps_what_its_text_sees_unless_told_otherwise(tmp_path: Path, asked: str | None) -> None:
+    processor = make_processor("llama")
+    for part in (make_model(len(processor.tokenizer)), processor):
+        part.save_pretrained(tmp_path)
+    arguments = GenerationModelArguments(model_name_or_path=str(tmp_path))
+    loaded = load_generation_model(arguments, GenerationArguments(image_scope=asked))[1]
+    assert loaded.image_scope == (asked or "latest")
 
 
 # ------------------------------------------------------------------------------------------------------------ the script

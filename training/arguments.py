@@ -308,10 +308,10 @@ class GenerationArguments:
 
     max_new_tokens: int = field(default=32, metadata={"help": "Tokens of a generated text at most."})
     num_beams: int = field(default=1, metadata={"help": "Beams; 1 is greedy."})
-    image_scope: str = field(
-        default="latest",
+    image_scope: str | None = field(
+        default=None,
         metadata={
-            "help": "Whether text sees the latest image before it or all; of a new model.",
+            "help": "Whether text sees the latest image before it or all; a new model has latest.",
             "choices": ["latest", "all"],
         },
     )

@@ -215,12 +215,13 @@ def load_generation_model(
     settings: dict[str, Any] = {}
     if args.model_name_or_path is None and args.vision_loss_weight is None:
         settings["vision_loss_weight"] = 0.0
-    processor_settings = {"image_token": "<image>", "image_scope": generation_args.image_scope}
     model, processor = load_model(
-        VTFusionForConditionalGeneration, args, processor_settings=processor_settings, **settings
+        VTFusionForConditionalGeneration, args, processor_settings={"image_token": "<image>"}, **settings
     )
     if processor.image_token is None:
         raise ValueError(f"{args.model_name_or_path} is no generation model: its processor has no `image_token`.")
+    if generation_args.image_scope is not None:
+        processor.image_scope = generation_args.image_scope
     # prompts end where generation begins
     processor.tokenizer.padding_side = "left"
     return model, processor
