@@ -209,6 +209,17 @@ def upload_and_download(repository, file):
     return Path(hf_hub_download(repository, "data.bin")).read_bytes() == Path(file).read_bytes()
 
 
+def upload(repository, folder):
+    from huggingface_hub import HfApi
+
+    HfApi().create_repo(repository, exist_ok=True)
+    try:
+        HfApi().upload_folder(repo_id=repository, folder_path=folder)
+    except RuntimeError as error:
+        return str(error)
+    return "whole"
+
+
 STEPS = {
     "owner_publishes": owner_publishes,
     "load": load,
@@ -218,6 +229,7 @@ STEPS = {
     "read_data": read_data,
     "commit": commit,
     "upload_and_download": upload_and_download,
+    "upload": upload,
 }
 
 

@@ -173,6 +173,7 @@ class HubServer(ThreadingHTTPServer):
         endpoint (`str`): the address, for `HF_ENDPOINT`.
         requests (`list[Request]`): all that was asked, in the order of the answers.
         interruptions (`dict[str, int]`): by the sha256 of a file, after how many bytes its next download breaks off.
+        refusals (`set[str]`): the sha256 of files whose next upload is refused.
     """
 
     daemon_threads = True
@@ -186,6 +187,7 @@ class HubServer(ThreadingHTTPServer):
         self.repositories: dict[tuple[str, str], Repository] = {}
         self.requests: list[Request] = []
         self.interruptions: dict[str, int] = {}
+        self.refusals: set[str] = set()
         self.announced: dict[str, int] = {}  # LFS files that may be uploaded, with their sizes
         self.lock = threading.Lock()
 
@@ -504,6 +506,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     @_route("PUT", "/lfs/(?P<sha256>[0-9a-f]{64})")
     def _lfs_upload(self, sha256: str) -> Response:
+        if sha256 in self.server.refusals:
+            self.server.refusals.remove(sha256)
+            raise HubError(403, "The address of the upload is no longer valid")
         if self.server.announced.get(sha256) != len(self.body) or hashlib.sha256(self.body).hexdigest() != sha256:
             raise HubError(400, f"The {len(self.body)} bytes are not the announced {sha256}")
         self.server.store(self.body)

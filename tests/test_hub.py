@@ -250,6 +250,27 @@ def test_interrupted_download_goes_on_where_it_broke_off(hub, tmp_path):
     assert {each.user for each in downloads} == {None}  # the token stays with the Hub
 
 
+def test_interrupted_upload_goes_on_with_the_files_that_are_missing(hub, tmp_path):
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    contents = {f"{name}.bin": name.encode() * 100 for name in ("one", "two", "three")}
+    for name, content in contents.items():
+        (folder / name).write_bytes(content)
+    paths = {name: f"/lfs/{hashlib.sha256(content).hexdigest()}" for name, content in contents.items()}
+    hub.refusals.add(paths["two.bin"].removeprefix("/lfs/"))
+
+    names = {"repository": "owner/parts", "folder": str(folder)}
+    assert "two.bin" in client(hub, tmp_path, "upload", names, "owner")
+    arrived = {name for name, path in paths.items() if (hub.folder / path.removeprefix("/lfs/")).exists()}
+    assert arrived == {"one.bin", "three.bin"}
+    assert set(hub.files("owner/parts")) == {".gitattributes"}  # no commit without all of its files
+    asked = len(hub.requests)
+    assert client(hub, tmp_path, "upload", names, "owner") == "whole"
+    uploads = [(each.path, each.status) for each in hub.requests[asked:] if each.method == "PUT"]
+    assert uploads == [(paths["two.bin"], 200)]
+    assert {name: hub.files("owner/parts")[name] for name in contents} == contents
+
+
 @pytest.fixture(scope="module")
 def pictures() -> list[np.ndarray | None]:
     values = np.random.default_rng(0).integers(0, 256, (2, 9, 7, 3), dtype=np.uint8)
