@@ -1,14 +1,15 @@
 #!/usr/bin/env python
 """
 The price of fusion: a training step of `AutoModelForTokenClassification`, of the text-only twin and of the fused model on
-cached vision features, side by side on the same batches of a paired data set.
+cached vision features, side by side on the same batches of a paired data set, with `--bf16` each of them in float32 and in
+bfloat16 (autocast, as `Trainer` does it).
 
 python benchmarks/training_step.py --dataset_name outputs/conll-paired --text_model outputs/parts/minilm \
     --vision_model outputs/parts/mobilenet_v2
 
-A step is collating, forward, backward, clipping and AdamW. The three take turns on each batch, in an order that rotates, so
+A step is collating, forward, backward, clipping and AdamW. They take turns on each batch, in an order that rotates, so
 that whatever else the machine does falls on all of them. Prints the median of each batch's times, summed over batches, and
-ratios to the plain model, with the quartiles of the ratios of single steps.
+ratios to the plain model in float32, with the quartiles of the ratios of single steps.
 """
 
 import statistics
@@ -26,6 +27,7 @@ class StepArguments:
     batch_size: int = field(default=32, metadata={"help": "Texts in a batch."})
     num_batches: int = field(default=12, metadata={"help": "Batches, each of texts of about one length."})
     repeats: int = field(default=5, metadata={"help": "How often each batch is stepped on by each model."})
+    bf16: bool = field(default=False, metadata={"help": "Whether each model also takes its steps in bfloat16."})
     seed: int = field(default=0, metadata={"help": "Of the batches and of new weights."})
 
 
@@ -66,26 +68,30 @@ def main(model_args: ModelArguments, data_args: TokenDataArguments, args: StepAr
         # fused, as `Trainer` does it
         runs[name] = (model, collator, torch.optim.AdamW(trained, lr=1e-6, fused=True))
 
-    def step(name: str, batch: list[dict[str, Any]]) -> float:
+    def step(run: tuple[str, bool], batch: list[dict[str, Any]]) -> float:
+        name, bf16 = run
         model, collator, optimizer = runs[name]
         if name != "fused":
             batch = [{**window, "image_keys": None} for window in batch]
         started = time.perf_counter()
-        model(**collator(batch)).loss.backward()
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            loss = model(**collator(batch)).loss
+        loss.backward()
         torch.nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], 1.0)
         optimizer.step()
         optimizer.zero_grad()
         return time.perf_counter() - started
 
-    order = list(runs)
-    for name in order:
-        step(name, batches[0])  # warm up
-    times: dict[str, list[list[float]]] = {name: [[] for _ in batches] for name in order}
+    turns = [(name, bf16) for bf16 in ((False, True) if args.bf16 else (False,)) for name in runs]
+    order = list(turns)
+    for run in order:
+        step(run, batches[0])  # warm up
+    times: dict[tuple[str, bool], list[list[float]]] = {run: [[] for _ in batches] for run in turns}
     for _ in range(args.repeats):
         for place, batch in enumerate(batches):
             order.append(order.pop(0))
-            for name in order:
-                times[name][place].append(step(name, batch))
+            for run in order:
+                times[run][place].append(step(run, batch))
 
     lengths = [max(window["length"] for window in batch) for batch in batches]
     images = sum(bool(window["image_keys"]) for batch in batches for window in batch)
@@ -94,16 +100,19 @@ def main(model_args: ModelArguments, data_args: TokenDataArguments, args: StepAr
     print(
         "| model | sum of median steps, ms | ratio to plain | quartiles of single ratios |\n| --- | --- | --- | --- |"
     )
-    base = sum(statistics.median(values) for values in times["plain"])
-    for name in runs:
-        total = sum(statistics.median(values) for values in times[name])
+    base = sum(statistics.median(values) for values in times["plain", False])
+    for name, bf16 in turns:
+        run = name, bf16
+        total = sum(statistics.median(values) for values in times[run])
         ratios = [
             a / b
-            for mine, theirs in zip(times[name], times["plain"], strict=True)
+            for mine, theirs in zip(times[run], times["plain", False], strict=True)
             for a, b in zip(mine, theirs, strict=True)
         ]
         low, _, high = statistics.quantiles(ratios, n=4)
-        print(f"| {name} | {1000 * total:.0f} | {total / base:.2f} | {low:.2f} … {high:.2f} |")
+        print(
+            f"| {name}{', bf16' if bf16 else ''} | {1000 * total:.0f} | {total / base:.2f} | {low:.2f} … {high:.2f} |"
+        )
 
 
 if __name__ == "__main__":

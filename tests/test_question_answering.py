@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 import math
 import pickle
 from types import SimpleNamespace
@@ -450,6 +451,29 @@ def test_evaluator_scores_what_is_right_and_what_is_not(tokenizer, data):
     )
     forced = QuestionEvaluator(data, windows, processor).answers(predictions)
     assert forced[2] != "" and forced[3] == ""  # an empty context has no answer anyway
+
+
+def test_answers_beyond_the_first_window_are_scored_by_themselves(bert):
+    far = "word " * 40 + "York"
+    data = squad(
+        ("Who?", far, ["York"]),  # the second window
+        ("Who?", "York " + far, ["York"]),  # both
+        ("Who?", "it is John Smith", ["John Smith"]),
+        ("Who?", far, []),
+    )
+    assert data["answers"][1]["answer_start"] == [0]
+    windows = encode(data, VTFusionProcessor(tokenizer=bert, window_length=30, window_stride=5)).sort("length")
+    evaluator = QuestionEvaluator(data, windows, VTFusionProcessor(tokenizer=bert), allow_no_answer=True)
+    scores = evaluator.score(["new York", "", "John", ""])
+    assert {name: scores[name] for name in scores if name.startswith("Later_")} == {
+        "Later_exact_match": 0.0,
+        "Later_f1": pytest.approx(2 / 3),
+        "Later_total": 1,
+    }
+    assert re.search(r"^later windows +0\.00 +66\.67 +1$", evaluator.report(scores), re.MULTILINE)
+    whole = encode(data, VTFusionProcessor(tokenizer=bert, window_length=400, window_stride=5))
+    scores = QuestionEvaluator(data, whole, VTFusionProcessor(tokenizer=bert), allow_no_answer=True).score([""] * 4)
+    assert not [name for name in scores if name.startswith("Later_")]
 
 
 def test_records_and_counts_by_question(bert, data, tmp_path):

@@ -213,6 +213,24 @@ class QuestionEvaluator:
         self.rows = [TextRow(context, [], []) for context in dataset["context"]]
         self.row_of_window: list[int] = list(windows["row"])
         self.token_spans = [np.asarray(spans) for spans in windows["token_spans"]]
+        self.later = self._beyond_the_first_window(dataset["answers"])
+
+    def _beyond_the_first_window(self, answers: Sequence[Mapping[str, Sequence[Any]]]) -> list[int]:
+        """The questions of which no answer is whole in the first window of their context."""
+        first: dict[int, tuple[int, int]] = {}
+        for row, spans in zip(self.row_of_window, self.token_spans, strict=True):
+            context = spans[spans[:, 0] >= 0]
+            if len(context):
+                first[row] = min(first.get(row, (len(self.rows[row].text), 0)), (context[0, 0], context[-1, 1]))
+        return [
+            row
+            for row, given in enumerate(answers)
+            if given["text"]
+            and all(
+                start + len(text) > first[row][1]
+                for start, text in zip(given["answer_start"], given["text"], strict=True)
+            )
+        ]
 
     def gather(
         self, predictions: tuple[np.ndarray, np.ndarray, np.ndarray], image_keys: Sequence[RowKeys] | None = None
@@ -248,14 +266,23 @@ class QuestionEvaluator:
         return [ranked[0]["answer"] if ranked else "" for ranked in self.rank(predictions, n_best=1)]
 
     def score(self, answers: Sequence[str]) -> dict[str, float | int]:
-        """Exact match and F1 of these answers, see [`compute_answer_metrics`]."""
-        return compute_answer_metrics(answers, self.references)
+        """
+        Exact match and F1 of these answers, see [`compute_answer_metrics`]; where a model without windows would not have
+        read far enough for some of them, also `Later_exact_match`, `Later_f1` and `Later_total` over those.
+        """
+        scores = compute_answer_metrics(answers, self.references)
+        if self.later:
+            later = compute_answer_metrics(
+                [answers[row] for row in self.later], [self.references[row] for row in self.later]
+            )
+            scores |= {f"Later_{name}": later[name] for name in ("exact_match", "f1", "total")}
+        return scores
 
     def __call__(self, prediction: EvalPrediction) -> dict[str, float | int]:
         return self.score(self.answers(prediction.predictions))
 
     def report(self, scores: Mapping[str, float | int]) -> str:
-        """The scores as a table: all questions and, where some have no answer, both kinds."""
+        """The scores as a table: all questions and, where they are of several kinds, each kind."""
         return answer_report(scores)
 
     def records(
@@ -318,11 +345,12 @@ def answer_report(scores: Mapping[str, float | int], digits: int = 2) -> str:
     The table of scores, in percent.
 
     Args:
-        scores (`Mapping[str, float | int]`): What [`compute_answer_metrics`] returned.
+        scores (`Mapping[str, float | int]`): What [`compute_answer_metrics`] or [`QuestionEvaluator.score`] returned.
         digits (`int`, defaults to 2): Digits after the decimal point.
 
     Returns:
-        `str`: Aligned text: a row for all questions and, where some have no answer, for those with and without one.
+        `str`: Aligned text: a row for all questions; where some have no answer, for those with and without one; where
+        some have it beyond the first window of their context, for those.
 
     Example:
 
@@ -339,7 +367,12 @@ def answer_report(scores: Mapping[str, float | int], digits: int = 2) -> str:
     """
     header = f"{'questions':<14}  {'exact match':>11}  {'F1':>6}  {'total':>6}"
     lines = [header, "-" * len(header)]
-    for name, start in (("all", ""), ("with answer", "HasAns_"), ("without answer", "NoAns_")):
+    for name, start in (
+        ("all", ""),
+        ("with answer", "HasAns_"),
+        ("without answer", "NoAns_"),
+        ("later windows", "Later_"),
+    ):
         if f"{start}total" in scores:
             exact, f1 = (f"{100 * scores[start + key]:.{digits}f}" for key in ("exact_match", "f1"))
             lines.append(f"{name:<14}  {exact:>11}  {f1:>6}  {scores[f'{start}total']:>6}")
