@@ -2,9 +2,9 @@
 
 import copy
 import json
-import re
 import math
 import pickle
+import re
 from types import SimpleNamespace
 
 import numpy as np
