@@ -910,6 +910,23 @@ class VTFusionForMaskedLM(_VTFusionWithLMHead):
         return VTFusionClassifierOutput(loss=loss, logits=logits, **losses, **shared)
 
 
+class VTFusionMatchingHead(nn.Module):
+    """
+    Whether a text and an image belong together: each word is compared with what it has read of the image, and the text
+    says the mean of its words. Without the layer between them, word and image could only add up, never be compared.
+    """
+
+    def __init__(self, hidden_size: int):
+        super().__init__()
+        self.transform = VTFusionLinear(hidden_size, hidden_size)
+        self.activation = nn.GELU()
+        self.score = nn.Linear(hidden_size, 1)
+
+    def forward(self, hidden_state: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        """Logits `(B,)` from fused tokens `(B, L, D)` and the mask `(B, L)` of those that are there."""
+        return self.score(masked_mean(self.activation(self.transform(hidden_state)), mask)).squeeze(-1)
+
+
 class _VTFusionWithMatching(VTFusionHead):
     """What the heads share that tell whether a text and an image belong together."""
 
@@ -953,7 +970,7 @@ class _VTFusionWithMatching(VTFusionHead):
     def match(self, outputs: VTFusionModelOutput, attention_mask: torch.Tensor | None) -> torch.Tensor:
         """Logits `(B,)` of a text and its image belonging together."""
         mask = None if attention_mask is None else attention_mask.bool()
-        return self.matching_head(masked_mean(outputs.last_hidden_state, mask)).squeeze(-1)
+        return self.matching_head(outputs.last_hidden_state, mask)
 
     def matching_loss(self, outputs: Any, logits: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
         """
@@ -977,10 +994,10 @@ class _VTFusionWithMatching(VTFusionHead):
                 outputs.visual_hidden_state[images],
                 None if outputs.visual_mask is None else outputs.visual_mask[images],
             )
-            pooled = masked_mean(fused["last_hidden_state"], None if mask is None else mask[texts])
+            negative_logits = self.matching_head(fused["last_hidden_state"], None if mask is None else mask[texts])
             # A row that is the only one with an image was given itself: that pair does belong together.
             negative = has_image & (texts != images)
-            total = total + binary_loss(self.matching_head(pooled).squeeze(-1), negative, positive=False)
+            total = total + binary_loss(negative_logits, negative, positive=False)
         return total / (3 * has_image.sum().clamp(min=1))
 
     def match_batch(
@@ -1047,7 +1064,7 @@ class VTFusionForImageTextRetrieval(_VTFusionWithMatching):
         config.vision_loss_weight = 0.0
         super().__init__(config)
         self.vtfusion = VTFusionModel(config, vision_model, text_model)
-        self.matching_head = nn.Linear(config.text_config.get_text_config().hidden_size, 1)
+        self.matching_head = VTFusionMatchingHead(config.text_config.get_text_config().hidden_size)
         self.post_init()
 
     @can_return_tuple
@@ -1131,7 +1148,9 @@ class VTFusionForPreTraining(_VTFusionWithMatching, _VTFusionWithLMHead):
                 "that the contrastive loss learns."
             )
         self.matching_head: Any = (
-            nn.Linear(config.text_config.get_text_config().hidden_size, 1) if config.matching_loss_weight > 0 else None
+            VTFusionMatchingHead(config.text_config.get_text_config().hidden_size)
+            if config.matching_loss_weight > 0
+            else None
         )
         self.post_init()
 

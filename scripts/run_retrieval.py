@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """
 Fine-tunes VTFusion to find images for texts and texts for images, and tests it by recall: all captions of the test split
-against all its images by their vectors, then the `--rerank_top_k` best of each ranked again by the matching score of the
-fused pair, both side by side.
+against all its images by their vectors, then the `--rerank_top_k` best of each ranked again by the sum of similarity and
+matching score of the fused pair, both side by side.
 
 On your own files (JSONL, CSV, parquet, or a folder with metadata.jsonl; columns `text` or `captions`, one or a list, and
 `image`, or say which with `--text_column`, `--image_column`). Rows with the same image are put together:

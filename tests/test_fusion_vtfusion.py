@@ -630,7 +630,8 @@ def test_matching_losses_equal_reference(head):
     total = 0.0
     for (text, image), row in zip(pairs, reference_pairs(model, inputs, pairs), strict=True):
         state = row["last_hidden_state"][: inputs["attention_mask"][text].sum()]
-        logit = linear(weights, "matching_head", sum(state) / len(state)).item()
+        said = gelu(linear(weights, "matching_head.transform", state))
+        logit = linear(weights, "matching_head.score", sum(said) / len(said)).item()
         if text == image:
             assert outputs.matching_logits[text].item() == pytest.approx(logit, rel=SINGLE)
         total += math.log(1 + math.exp(-logit if text == image else logit)) / len(pairs)

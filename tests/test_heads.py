@@ -64,7 +64,7 @@ def test_row_without_image_equals_text_only_result_exactly(head, pooling, vision
         assert torch.equal(mixed[name][1], text_only[name][1])
         assert torch.equal(none[name], text_only[name])
         assert torch.equal(alone[name], alone_text[name])
-        assert not torch.allclose(mixed[name][0], text_only[name][0], atol=1e-4)
+        assert not torch.allclose(mixed[name][0], text_only[name][0], atol=1e-6)
     # where a loss is asked for, the head runs on X_f and X_t of fewer rows
     with_loss = run(model, image_mask=mask, **inputs, **HEADS[head].labels(3))
     for name in names:
@@ -132,9 +132,10 @@ def by_hand(head: str, model: VTFusionPreTrainedModel, encoded: torch.Tensor, ma
         words = F.linear(hidden, lm.decoder.weight, lm.decoder.bias)
         result["logits" if head == "mlm" else "prediction_logits"] = words
     if head in ("retrieval", "pretraining"):
-        means = torch.stack([state[there].mean(0) for state, there in zip(encoded, mask.bool(), strict=True)])
         matching = modules["matching_head"]
-        result["matching_logits"] = F.linear(means, matching.weight, matching.bias)[:, 0]
+        said = F.gelu(F.linear(encoded, matching.transform.weight, matching.transform.bias))
+        means = torch.stack([state[there].mean(0) for state, there in zip(said, mask.bool(), strict=True)])
+        result["matching_logits"] = F.linear(means, matching.score.weight, matching.score.bias)[:, 0]
     return result
 
 

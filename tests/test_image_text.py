@@ -415,7 +415,7 @@ def test_pretraining_logs_each_loss_and_goes_on_as_every_head(sample, tmp_path):
         assert other.config.vision_loss_weight == asked
         assert other.vtfusion.fusion_layers[-1].has_image_side is has_image_side
     searcher, _ = load_model(VTFusionForImageTextRetrieval, ModelArguments(str(tmp_path)))
-    assert torch.equal(searcher.matching_head.weight, model.matching_head.weight)
+    assert torch.equal(searcher.matching_head.score.weight, model.matching_head.score.weight)
 
 
 def test_a_checkpoint_that_goes_on_keeps_its_weights(sample, tmp_path):
@@ -508,6 +508,7 @@ def make_split(sample: Path, processor: VTFusionProcessor) -> tuple[RetrievalSpl
 def test_ranks_are_those_of_one_pair_at_a_time(sample, tmp_path):
     model, processor = load_model(VTFusionForImageTextRetrieval, encoders(sample))
     randomize_fusion(model)
+    torch.nn.init.normal_(model.matching_head.score.weight, std=1.0)
     split, store = make_split(sample, processor)
     arguments = VTFusionTrainingArguments(
         output_dir=str(tmp_path), use_cpu=True, per_device_eval_batch_size=3, load_best_model_at_end=False
@@ -517,14 +518,14 @@ def test_ranks_are_those_of_one_pair_at_a_time(sample, tmp_path):
 
     texts, owners = split.texts, split.image_of_text.numpy()
     images = [store.load(keys[0]) for keys in split.image_keys]
-    cosines, matches = np.zeros((len(texts), len(images))), np.zeros((len(texts), len(images)))
+    cosines, sums = np.zeros((len(texts), len(images))), np.zeros((len(texts), len(images)))
     model.eval()
     with torch.no_grad():
         for row, text in enumerate(texts):
             for column, image in enumerate(images):
                 outputs = model(**processor(text=text, images=image, return_tensors="pt"))
                 cosines[row, column] = (outputs.text_embeds @ outputs.image_embeds.T).item()
-                matches[row, column] = outputs.matching_logits.item()
+                sums[row, column] = (outputs.logits_per_text + outputs.matching_logits).item()
 
     def ranks(scores: np.ndarray, again: np.ndarray, relevant: np.ndarray, top_k: int) -> list[int]:
         order = np.argsort(-scores)
@@ -533,11 +534,11 @@ def test_ranks_are_those_of_one_pair_at_a_time(sample, tmp_path):
 
     own = owners[:, None] == np.arange(len(images))[None]
     for name, top_k in (("vectors", 0), ("reranked", 3)):
-        expected = [ranks(*each, top_k) for each in zip(cosines, matches, own, strict=True)]
+        expected = [ranks(*each, top_k) for each in zip(cosines, sums, own, strict=True)]
         assert found[name].texts.tolist() == expected
-        expected = [ranks(*each, top_k) for each in zip(cosines.T, matches.T, own.T, strict=True)]
+        expected = [ranks(*each, top_k) for each in zip(cosines.T, sums.T, own.T, strict=True)]
         assert found[name].images.tolist() == expected
-    assert found["vectors"].texts.tolist() != found["reranked"].texts.tolist()
+    assert found["vectors"].images.tolist() != found["reranked"].images.tolist()
 
 
 def run_script(name: str, sample: Path, output: Path, *extra: str) -> dict[str, Any]:

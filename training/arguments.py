@@ -331,7 +331,7 @@ class RetrievalArguments:
     rerank_top_k: int = field(
         default=16,
         metadata={
-            "help": "How many of the best are ranked again by the matching score of the fused pair; 0 for none."
+            "help": "How many of the best are ranked again by similarity plus matching score of the fused pair; 0 for none."
         },
     )
 
