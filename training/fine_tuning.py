@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from datasets import Dataset, DatasetDict, List, Value
+from safetensors import safe_open
 from transformers import EarlyStoppingCallback, EvalPrediction, TrainerCallback, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
@@ -206,13 +207,40 @@ def train_model(trainer: VTFusionTrainer) -> dict[str, Any]:
     checkpoint = trainer.args.resume_from_checkpoint
     if checkpoint in ("True", "true", True):
         checkpoint = get_last_checkpoint(trainer.args.output_dir)
+    if checkpoint:
+        load_renamed(trainer.model, checkpoint)
     started = time.perf_counter()
     trainer.train(resume_from_checkpoint=checkpoint)
     seconds = round(time.perf_counter() - started, 1)
+    if trainer.args.load_best_model_at_end and trainer.state.best_model_checkpoint:
+        load_renamed(trainer.model, trainer.state.best_model_checkpoint)
     merge_lora(trainer.model)
     trainer.save_model(_internal_call=True)  # what is pushed is the finished model with its card, once
     trainer.save_state()
     return {"train_seconds": seconds}
+
+
+def load_renamed(model: VTFusionPreTrainedModel, checkpoint: str | os.PathLike) -> None:
+    """
+    Loads those weights of a checkpoint that stand in its files under other names than the model's. transformers saves
+    some encoders (ViT, DINOv2, Swin, DETR) under the names of its earlier versions, and `Trainer`, which takes the names
+    as they are, leaves these weights of the model as it finds them.
+
+    Args:
+        model ([`VTFusionPreTrainedModel`]): the model, with all other weights of the checkpoint.
+        checkpoint (`str` or `os.PathLike`): a folder that `Trainer` saved.
+    """
+    saved: set[str] = set()
+    for path in Path(checkpoint).glob("*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            saved.update(file.keys())
+    names = set(model.state_dict())
+    if saved <= names:
+        return
+    weights = type(model).from_pretrained(checkpoint).state_dict()
+    renamed = {name: weights[name] for name in names - saved}
+    model.load_state_dict(renamed, strict=False)
+    logger.info("%d weights of %s were loaded from their older names", len(renamed), checkpoint)
 
 
 def test_conditions(

@@ -1,0 +1,65 @@
+"""One fine-tuning run: the best checkpoint and the one that a training goes on from are loaded whole."""
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import default_data_collator
+
+from heads import make_head
+from tiny import tiny_inputs
+from vtfusion import VTFusionForTokenClassification
+from vtfusion.training.arguments import VTFusionTrainingArguments, random_order
+from vtfusion.training.fine_tuning import train_model
+from vtfusion.training.lora import add_lora
+from vtfusion.training.trainer import VTFusionTrainer
+
+
+def train(folder, vision, lora=False, **settings):
+    """Two epochs, of which the first is the best; the model in memory and as it was saved."""
+    inputs = {**tiny_inputs(vision, batch_size=4), "labels": torch.ones(4, 7, dtype=torch.long)}
+    rows = [{name: value[row] for name, value in inputs.items()} for row in range(4)]
+    falling = iter((0.9, 0.1))
+    args = {"num_train_epochs": 2, "learning_rate": 1e-2, "use_cpu": True, "save_total_limit": 2, **random_order()}
+    model = make_head("token", "bert", vision)
+    if lora:
+        add_lora(model.base_model.text_model)
+    trainer = VTFusionTrainer(
+        model=model,
+        args=VTFusionTrainingArguments(output_dir=str(folder), **{**args, **settings}),
+        data_collator=default_data_collator,
+        train_dataset=rows,
+        eval_dataset=rows,
+        compute_metrics=lambda _: {"f1": next(falling)},
+    )
+    train_model(trainer)
+    return trainer.model.state_dict(), load(folder)
+
+
+def load(folder):
+    return VTFusionForTokenClassification.from_pretrained(folder).state_dict()
+
+
+# transformers saves the weights of ViT, DINOv2, Swin and DETR under older names than the model has them by
+@pytest.mark.parametrize("vision", ["resnet", "vit", "swin"])
+def test_the_best_checkpoint_is_loaded_whole_and_so_is_one_to_go_on_from(vision, tmp_path):
+    best, last = (tmp_path / "run" / f"checkpoint-{step}" for step in (1, 2))
+    trained, saved = train(tmp_path / "run", vision)
+    assert any(not torch.equal(value, load(last)[name]) for name, value in load(best).items() if "vision" in name)
+    for found in (trained, saved):
+        torch.testing.assert_close(found, load(best), rtol=0, atol=0)
+    # with no step left, what a training goes on from is what it ends with
+    options = {"num_train_epochs": 1, "load_best_model_at_end": False, "resume_from_checkpoint": str(best)}
+    trained, saved = train(tmp_path / "resumed", vision, **options)
+    for found in (trained, saved):
+        torch.testing.assert_close(found, load(best), rtol=0, atol=0)
+
+
+def test_adapters_are_loaded_beside_a_trained_vision_encoder(tmp_path):
+    pytest.importorskip("peft")
+    trained, saved = train(tmp_path, "vit", lora=True)
+    best = load(tmp_path / "checkpoint-1")
+    assert any("lora_B" in name for name in load_file(tmp_path / "checkpoint-1" / "model.safetensors"))
+    for found in (trained, saved):
+        seen = {name: value for name, value in found.items() if "vision_model" in name}
+        torch.testing.assert_close(seen, {name: best[name] for name in seen}, rtol=0, atol=0)
+        assert not any("lora" in name for name in found)
