@@ -86,6 +86,7 @@ FEWER_SEEDS = "--seeds 0 1"
 # What a command must have written: files in its folder, or a line of its output.
 _MODEL = "config.json model.safetensors configuration_vtfusion.py processor_config.json README.md"
 WRITES = {
+    "run_pretraining": f"{_MODEL} results.json",
     "run_.*": f"{_MODEL} results.json test_predictions.jsonl",
     "image_ablation": "image_ablation.json image_ablation.md seed-*/fused/model.safetensors seed-*/text_only/README.md",
     "evaluate": "results.json test_predictions.jsonl",
@@ -312,7 +313,9 @@ class World:
     def check(self, command, printed, started):
         """Fails unless the command has left what it is for."""
         name, words = command.name, command.words
-        kind = "image_ablation" if "--image_ablation" in words else "evaluate" if "evaluate" in words else name
+        kind = "image_ablation" if "--image_ablation" in words else name
+        if name.startswith("run_") and not {"--train_file", "--dataset_name"} & {*words}:
+            kind = "evaluate"
         folder = self.folder / (command.target or "")
         if kind in ("push", "space"):
             pushed = self.hub.repositories["space" if kind == "space" else "model", words[-1]].at("main")
@@ -337,9 +340,15 @@ class World:
             study = json.loads((folder / "image_ablation.json").read_text(encoding="utf-8"))
             assert [str(seed) for seed in study["seeds"]] == command.option("--seeds")
         elif name.startswith("run_"):
-            conditions = ["none"] if "--text_only" in words else command.option("--image_conditions")
             results = json.loads((folder / "results.json").read_text(encoding="utf-8"))
-            assert list(results["test"]) == (conditions or ["true", "none"])
+            conditions = ["none"] if "--text_only" in words else command.option("--image_conditions")
+            expected = {
+                "run_pretraining": {
+                    "validation": ["loss", "fusion_loss", "text_loss", "matching_loss", "contrastive_loss"]
+                },
+                "run_retrieval": {"test": ["vectors", "reranked", "captions", "images"]},
+            }.get(name, {"test": conditions or ["true", "none"]})
+            assert {split: list(results[split]) for split in expected} == expected
         elif kind == "predict":
             rows = (self.folder / words[3]).read_text(encoding="utf-8").splitlines()
             lines = folder.read_text(encoding="utf-8").splitlines()
