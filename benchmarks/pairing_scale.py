@@ -168,6 +168,8 @@ def main(args: ScaleArguments) -> None:
     import PIL.Image
     from datasets import Dataset
 
+    if args.work_dir is not None:
+        Path(args.work_dir).mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=args.work_dir) as name:
         folder = Path(name)
         PIL.Image.new("RGB", (8, 8)).save(folder / "image.png")

@@ -10,6 +10,8 @@ Writes, each with `train.jsonl`, `valid.jsonl`, `test.jsonl` and absolute pictur
 - `flickr/`: `text` (five captions), 850 pictures to train on, 50 to choose on, 100 to test on.
 - `receipt-questions/`: `question`, `context`, `answers` with their places, four questions on each receipt; the last 50 of
   the 500 training receipts are valid. A field without a tag has no answer.
+- `receipt-questions-long/`: the same receipts, each behind 500 words of news (CoNLL-2003), so that most answers lie beyond
+  token 512. Only valid and test: nothing is trained on them.
 """
 
 import json
@@ -31,7 +33,7 @@ QUESTIONS = {
 
 @dataclass
 class TaskDataArguments:
-    data_dir: str = field(metadata={"help": "Folder with easy-vqa/, flickr8k-1000/ and sroie-receipts/."})
+    data_dir: str = field(metadata={"help": "Folder with easy-vqa/, flickr8k-1000/, sroie-receipts/, conll2003/."})
     output_dir: str = field(default="outputs", metadata={"help": "Where the folders are written."})
     seed: int = field(default=0, metadata={"help": "Of the choice of pictures set aside."})
 
@@ -79,6 +81,19 @@ def receipt_questions(receipts: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return rows
 
 
+def behind_news(rows: list[dict[str, Any]], news: list[str], count: int = 500) -> list[dict[str, Any]]:
+    """The rows with `count` words of news before their context, other words for each context."""
+    numbers: dict[str, int] = {}
+    moved = []
+    for row in rows:
+        number = numbers.setdefault(row["context"], len(numbers))
+        before = " ".join(news[(number * count + place) % len(news)] for place in range(count)) + " "
+        starts = [start + len(before) for start in row["answers"]["answer_start"]]
+        answers = {**row["answers"], "answer_start": starts}
+        moved.append({**row, "context": before + row["context"], "answers": answers})
+    return moved
+
+
 def main(args: TaskDataArguments) -> None:
     data, output = Path(args.data_dir), Path(args.output_dir)
 
@@ -93,12 +108,12 @@ def main(args: TaskDataArguments) -> None:
     write(output / "flickr", train=train, valid=valid, test=test)
 
     receipts = read(data / "sroie-receipts" / "train.jsonl")
-    write(
-        output / "receipt-questions",
-        train=receipt_questions(receipts[:450]),
-        valid=receipt_questions(receipts[450:]),
-        test=receipt_questions(read(data / "sroie-receipts" / "valid.jsonl")),
-    )
+    valid = receipt_questions(receipts[450:])
+    test = receipt_questions(read(data / "sroie-receipts" / "valid.jsonl"))
+    write(output / "receipt-questions", train=receipt_questions(receipts[:450]), valid=valid, test=test)
+    lines = (data / "conll2003" / "test.txt").read_text(encoding="utf-8").splitlines()
+    news = [line.split()[0] for line in lines if line.strip() and not line.startswith("-DOCSTART-")]
+    write(output / "receipt-questions-long", valid=behind_news(valid, news), test=behind_news(test, news))
 
 
 if __name__ == "__main__":
