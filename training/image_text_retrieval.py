@@ -239,10 +239,9 @@ class RetrievalTrainer(ImageTextTrainer):
             )
             # in the order of the texts, and a pair that is wanted in both directions once
             unique, where = pairs.unique(dim=0, return_inverse=True)
-            similarity = (texts[unique[:, 0]] * images[unique[:, 1]]).sum(
-                dim=-1
-            ) * self.model.base_model.contrastive_scale()
-            scores = (similarity + self._score_pairs(split, unique.cpu()).to(texts.device))[where]
+            cosines = (texts[unique[:, 0]] * images[unique[:, 1]]).sum(dim=-1)
+            matching = self._score_pairs(split, unique.cpu()).to(texts.device)
+            scores = (cosines * self.model.base_model.contrastive_scale() + matching)[where]
             of_texts, of_images = scores.split([best_images.numel(), best_texts.numel()])
             ranks["reranked"] = Ranks(
                 rerank(text_ranks, best_images, of_texts.view_as(best_images), owners, numbers).cpu(),
