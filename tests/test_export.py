@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from transformers import AutoConfig, ViTImageProcessor
+from transformers import AutoConfig, CLIPImageProcessor, ViTImageProcessor
 from typer.testing import CliRunner
 
 from heads import HEADS, make_head
@@ -24,7 +24,8 @@ def save(folder, head, text="bert", vision="resnet", tokenizer="bert", **size):
     """A model with its processor, as after a training."""
     model = make_head(head, text, vision)
     model.save_pretrained(folder)
-    processor = VTFusionProcessor(ViTImageProcessor(size=size or SQUARE), TOKENIZERS[tokenizer]())
+    pixels = CLIPImageProcessor(size=size, do_center_crop=False) if size else ViTImageProcessor(size=SQUARE)
+    processor = VTFusionProcessor(pixels, TOKENIZERS[tokenizer]())
     processor.save_pretrained(folder)
     return model
 
