@@ -182,7 +182,8 @@ def main(args: ScaleArguments) -> None:
             for flag, value in asdict(args).items():
                 if flag not in ("strategies", "work_dir") and value is not None:
                     flags += [f"--{flag}", str(value)]
-            subprocess.run([sys.executable, __file__, *flags], check=True)
+            done = subprocess.run([sys.executable, __file__, *flags], stdout=subprocess.PIPE, text=True, check=True)
+            print(done.stdout, flush=True)
 
 
 if __name__ == "__main__":

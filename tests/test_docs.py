@@ -79,6 +79,7 @@ SHORTER = {
     "plain_token_classification": "--num_train_epochs 1 --use_cpu True",
     "training_step": "--batch_size 2 --num_batches 2 --repeats 2",
     "generation_step": "--new_tokens 2 --repeats 1",
+    "pairing_scale": "--num_texts 60 --num_images 20",
     "ablation_null": "--repeats 2 --num_texts 20 --num_resamples 20",
     "quickstart": 'ARGS="--num_train 32 --num_validation 8 --num_test 16 --num_train_epochs 1 --num_heatmaps 1"',
 }
@@ -103,6 +104,7 @@ WRITES = {
 PRINTS = {
     "training_step": r"\| fused \| \d+ \| \d+\.\d\d \|",
     "generation_step": r"fused, with image, per token +-?\d+\.\d ms",
+    "pairing_scale": r'"strategy": "retrieval",(.|\n)*"texts_with_image": 60,(.|\n)*"peak_memory_mb": \d+',
     "ablation_null": r"\| 5 \| 0\.3 \| \d+\.\d% \| \d+\.\d% \|",
 }
 
@@ -379,7 +381,7 @@ def test_commands_run(command, worlds, monkeypatch):
     for name, module in (("demo", "gradio"), ("space", "gradio"), ("export", "onnx")):
         if command.name == name:
             pytest.importorskip(module)
-    if "retrieval" in command.words:
+    if "retrieval" in command.words or command.name == "pairing_scale":
         pytest.importorskip("faiss")
     world = worlds(command.document)
     monkeypatch.chdir(world.folder)
