@@ -64,7 +64,7 @@ def test_row_without_image_equals_text_only_result_exactly(head, pooling, vision
         assert torch.equal(mixed[name][1], text_only[name][1])
         assert torch.equal(none[name], text_only[name])
         assert torch.equal(alone[name], alone_text[name])
-        assert not torch.allclose(mixed[name][0], text_only[name][0], atol=1e-6)
+        assert not torch.allclose(mixed[name][0], text_only[name][0], atol=1e-4)
     # where a loss is asked for, the head runs on X_f and X_t of fewer rows
     with_loss = run(model, image_mask=mask, **inputs, **HEADS[head].labels(3))
     for name in names:
