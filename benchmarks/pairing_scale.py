@@ -60,7 +60,8 @@ class ScaleArguments:
     top_k: int = field(default=1, metadata={"help": "retrieval: images for a text."})
     hidden_size: int = field(default=384, metadata={"help": "retrieval: width of the vectors."})
     batch_size: int = field(default=64, metadata={"help": "retrieval: texts in a call of the encoder."})
-    num_proc: int | None = field(default=None, metadata={"help": "Processes."})
+    streaming: bool = field(default=False, metadata={"help": "Read the texts as a stream, in one process."})
+    num_proc: int | None = field(default=None, metadata={"help": "Processes; with --streaming those that write."})
     work_dir: str | None = field(default=None, metadata={"help": "Where files go; by default a temporary folder."})
 
 
@@ -114,7 +115,7 @@ def run(strategy: str, args: ScaleArguments, folder: Path) -> dict[str, Any]:
     """Pairs and saves in this process."""
     import random
 
-    from datasets import DatasetDict, load_from_disk
+    from datasets import DatasetDict, IterableDatasetDict, load_from_disk
 
     from vtfusion.app.contact_sheet import contact_sheet_html, draw_sheet_rows
     from vtfusion.training.image_bank import BankImage, ImageBank
@@ -123,7 +124,9 @@ def run(strategy: str, args: ScaleArguments, folder: Path) -> dict[str, Any]:
     from vtfusion.training.retrieval import ImageRetriever
     from vtfusion.training.versions import package_versions
 
-    texts = DatasetDict({"train": load_from_disk(str(folder / "texts"))})
+    texts: Any = DatasetDict({"train": load_from_disk(str(folder / "texts"))})
+    if args.streaming:
+        texts = IterableDatasetDict({"train": texts["train"].to_iterable_dataset()})
     path = str(folder / "image.png")
     rng = random.Random(1)
     common = [make_word(number) for number in range(5000)]
@@ -135,12 +138,15 @@ def run(strategy: str, args: ScaleArguments, folder: Path) -> dict[str, Any]:
         sentences = tuple(" ".join(rng.choices(common, k=10)) for _ in range(captions))
         images.append(BankImage(str(place), path, make_name(place), captions=sentences))
     bank = ImageBank(images)
+    num_proc = None if args.streaming else args.num_proc
     if strategy == "lexicon":
-        paired = pair_by_lexicon(texts, bank, num_proc=args.num_proc)
+        paired = pair_by_lexicon(texts, bank, num_proc=num_proc)
     else:
         retriever = ImageRetriever(bank, make_embedder(args))
-        paired = pair_by_retrieval(texts, retriever, args.top_k, num_proc=args.num_proc)
+        paired = pair_by_retrieval(texts, retriever, args.top_k, num_proc=num_proc)
     save_paired_dataset(paired, folder / strategy, embed_images=False, num_proc=args.num_proc)
+    if args.streaming:
+        paired = load_from_disk(str(folder / strategy))
     coverage = coverage_report(paired)["train"]
     contact_sheet_html(draw_sheet_rows(paired))
     seconds = time.perf_counter() - started

@@ -6,13 +6,16 @@
 #   DATA=data OUT=outputs bash benchmarks/studies.sh [random lexicon flickr sroie sample]
 #
 # DATA holds conll2003/, entity-image-bank/, flickr8k-1000/ and sroie-receipts/; OUT/parts the encoders that
-# benchmarks/pretrained_parts.py saves; OUT/quickstart what `make quickstart` leaves. PYTHON is .venv/bin/python.
+# benchmarks/pretrained_parts.py saves; OUT/quickstart what `make quickstart` leaves. PYTHON is .venv/bin/python. FLAGS
+# goes to every training on real data, such as "--bf16 True --use_cpu True" where a CPU multiplies bfloat16.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 PYTHON=${PYTHON:-.venv/bin/python}
 DATA=${DATA:?the folder of the data sets}
 OUT=${OUT:-outputs}
 ENCODERS=(--text_model "$OUT/parts/minilm" --vision_model "$OUT/parts/mobilenet_v2" --feature_cache_dir "$OUT/features")
+LEAN=(--vision_loss_weight 0 --fusion_dropout 0 --image_dropout 0.5)
+read -ra FLAGS <<< "${FLAGS:-}"
 
 pair() { # name, bank, further flags
     local output="$OUT/conll-$1" bank=$2
@@ -27,8 +30,8 @@ conll() { # name, seeds
     shift
     "$PYTHON" scripts/run_ner.py --dataset_name "$OUT/conll-$name" "${ENCODERS[@]}" --learning_rate 1.5e-4 \
         --fusion_learning_rate 5e-4 --warmup_steps 0.1 --num_train_epochs 3 --per_device_train_batch_size 32 \
-        --per_device_eval_batch_size 64 --vision_loss_weight 0 --fusion_dropout 0 --image_dropout 0.5 \
-        --image_ablation --seeds "$@" --output_dir "$OUT/study-$name"
+        --per_device_eval_batch_size 64 "${LEAN[@]}" "${FLAGS[@]}" --image_ablation --seeds "$@" \
+        --output_dir "$OUT/study-$name"
 }
 
 share_twins() { # from, to: the text-only twin sees no picture, so one training serves every pairing
@@ -63,9 +66,10 @@ for study in "$@"; do
             cp "$DATA/sroie-receipts/valid.jsonl" "$OUT/sroie/test.jsonl"
             "$PYTHON" scripts/run_ner.py "${ENCODERS[@]}" --train_file "$OUT/sroie/train.jsonl" \
                 --validation_file "$OUT/sroie/valid.jsonl" --test_file "$OUT/sroie/test.jsonl" \
-                --image_folder "$DATA/sroie-receipts" --learning_rate "${SROIE_LEARNING_RATE:-1.5e-4}" \
+                --image_folder "$DATA/sroie-receipts" --learning_rate 1.5e-4 \
                 --fusion_learning_rate 5e-4 --warmup_steps 0.1 --num_train_epochs 8 --per_device_train_batch_size 8 \
-                --per_device_eval_batch_size 64 --image_ablation --seeds 0 1 2 3 4 --output_dir "$OUT/study-sroie"
+                --per_device_eval_batch_size 64 "${LEAN[@]}" "${FLAGS[@]}" --image_ablation --seeds 0 1 2 3 4 \
+                --output_dir "$OUT/study-sroie"
             ;;
         sample)
             "$PYTHON" scripts/run_ner.py --dataset_name "$OUT/quickstart/data" \

@@ -16,6 +16,9 @@ python scripts/pair_images.py --strategy retrieval --text_model sentence-transfo
     --train_file conll2003/train.txt --validation_file conll2003/valid.txt --test_file conll2003/test.txt \
     --image_bank flickr8k-1000 --top_k 1 --score_threshold 0.3 --output_dir outputs/conll2003-retrieved
 
+More than fits on the disk: `--streaming True` reads texts row by row, from the Hub too, and writes them with their pictures;
+tags are not needed then. Memory stays bounded either way.
+
 As a file says: `--strategy manifest --manifest_file pairs.jsonl`, with lines such as
 `{"split": "train", "row": 0, "image": "images/1.jpg"}` (or `"id"` in place of `"row"`). Controls: `--strategy random`,
 `blank` and `none`.
@@ -106,7 +109,15 @@ class PairingArguments:
         default=None, metadata={"help": "retrieval: leave out pictures with a lower cosine. Default: none is."}
     )
     seed: int = field(default=0, metadata={"help": "Of random pictures, and of the texts on the contact sheet."})
-    num_proc: int | None = field(default=None, metadata={"help": "Processes that pair (lexicon) and write."})
+    streaming: bool = field(
+        default=False,
+        metadata={
+            "help": "Read texts row by row, in one process, without a copy of the data set. Not with a manifest."
+        },
+    )
+    num_proc: int | None = field(
+        default=None, metadata={"help": "Processes that pair (lexicon) and write; with --streaming only write."}
+    )
     embed_images: bool | None = field(
         default=None,
         metadata={
@@ -127,6 +138,8 @@ def check_flags(args: PairingArguments) -> None:
             raise ValueError(f"--{name} has no use in --strategy {args.strategy}, only in {', '.join(users)}.")
         if not given and name in needed:
             raise ValueError(f"--strategy {args.strategy} needs --{name}.")
+    if args.streaming and args.strategy == "manifest":
+        raise ValueError("--strategy manifest looks rows up by number or id: it cannot be used with --streaming.")
     for name, least in (("contact_sheet_rows", 0), ("num_proc", 1)):
         value = getattr(args, name)
         if value is not None and value < least:
@@ -142,18 +155,25 @@ def main(source_args: TokenSourceArguments, args: PairingArguments) -> None:
     import time
     from pathlib import Path
 
+    from datasets import load_from_disk
     from transformers.utils import logging
 
     from vtfusion.app.contact_sheet import contact_sheet_html, draw_sheet_rows, plot_contact_sheet, sheet_note
     from vtfusion.training import pairing
-    from vtfusion.training.data import load_token_classification_dataset
+    from vtfusion.training.data import TAGS_COLUMNS, load_token_classification_dataset, open_token_streams
     from vtfusion.training.image_bank import ImageBank
     from vtfusion.training.pairing_report import coverage_report, label_analysis, pairing_markdown
     from vtfusion.training.retrieval import Embedder, ImageRetriever
     from vtfusion.training.versions import package_versions
 
     started = time.perf_counter()
-    dataset = load_token_classification_dataset(**source_args.source())
+    dataset: Any
+    if args.streaming:
+        if source_args.image_column is not None:
+            raise ValueError("--image_column has no use with --streaming: pictures are given here, not read.")
+        dataset = open_token_streams(**source_args.origin(), tokens_column=source_args.tokens_column)
+    else:
+        dataset = load_token_classification_dataset(**source_args.source())
 
     # ---- pairs, from the words alone
     def given(*names: str) -> dict[str, Any]:
@@ -181,6 +201,11 @@ def main(source_args: TokenSourceArguments, args: PairingArguments) -> None:
     pairing.save_paired_dataset(paired, args.output_dir, **given("embed_images", "num_proc"))
 
     # ---- report: the labels are read here for the first time, when the pairs lie on the disk
+    labelled = paired
+    if args.streaming:
+        labelled = paired = load_from_disk(args.output_dir)
+        if source_args.tags_column or set(TAGS_COLUMNS) & set(next(iter(paired.values())).column_names):
+            labelled = load_token_classification_dataset(args.output_dir, tags_column=source_args.tags_column)
     settings = {**dataclasses.asdict(source_args), **dataclasses.asdict(args)}
     report: dict[str, Any] = {
         "strategy": args.strategy,
@@ -188,7 +213,7 @@ def main(source_args: TokenSourceArguments, args: PairingArguments) -> None:
         "seconds": round(time.perf_counter() - started, 1),
         "versions": package_versions(),
         "coverage": coverage_report(paired),
-        "label_analysis": label_analysis(paired),
+        "label_analysis": label_analysis(labelled),
     }
     output = Path(args.output_dir)
     text = json.dumps(report, indent=2, ensure_ascii=False)

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Value, load_dataset
 
-from vtfusion.training.data import load_token_classification_dataset
+from vtfusion.training.data import load_token_classification_dataset, open_token_streams
 
 ROWS = [
     {"id": "a", "tokens": ["Anna", "Lee", "in", "Rome"], "ner_tags": ["B-PER", "I-PER", "O", "B-LOC"]},
@@ -132,6 +132,41 @@ def test_every_format_gives_the_same(load, tmp_path, make):
     assert isinstance(dataset, DatasetDict) and list(dataset) == ["train"]
     assert_is_rows(dataset["train"])
     assert "images" not in dataset["train"].column_names
+
+
+@pytest.mark.parametrize(
+    "make", [as_json, as_jsonl, as_parquet, as_csv_words, as_csv_json, as_conll, as_tsv, as_folder, as_saved]
+)
+def test_every_format_gives_the_same_words_as_a_stream(load, tmp_path, make):
+    file = make(tmp_path)
+    streams = open_token_streams(train_file=file)
+    rows = list(streams["train"])
+    assert [row["tokens"] for row in rows] == load(train_file=file)["train"]["tokens"][:]
+    assert streams["train"].features["tokens"] == List(Value("string"))
+    assert set(rows[0]) == set(streams["train"].features)
+
+
+def test_streams_by_name_and_by_column(tmp_path):
+    splits = {"train": Dataset.from_list(ROWS), "validation": Dataset.from_list(ROWS[1:])}
+    DatasetDict(splits).rename_column("tokens", "said").save_to_disk(tmp_path / "saved")
+    streams = open_token_streams(str(tmp_path / "saved"), tokens_column="said")
+    assert list(streams) == ["train", "validation"] and "said" not in streams["train"].features
+    assert [row["tokens"] for row in streams["validation"]] == [row["tokens"] for row in ROWS[1:]]
+    with pytest.raises(ValueError, match="has no column 'words'"):
+        open_token_streams(str(tmp_path / "saved"), tokens_column="words")
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([{"tokens": ["a"]}, {"tokens": []}], r"train split \(.*\), row 1, column 'tokens': there are no words"),
+        ([{"tokens": [1, 2]}], r"row 0, column 'tokens': expected strings, got 1 \(int\) at position 0"),
+        ([{"text": "a b"}], "say with `tokens_column` which of these columns to read: text"),
+    ],
+)
+def test_bad_rows_of_a_stream_are_named(tmp_path, rows, message):
+    with pytest.raises(ValueError, match=message):
+        list(open_token_streams(train_file=write_jsonl(tmp_path / "a.jsonl", rows))["train"])
 
 
 def test_saved_dataset_dict_by_name(load, tmp_path):

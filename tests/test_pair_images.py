@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -81,6 +82,39 @@ def test_by_lexicon_in_a_process_of_its_own(folder):
         assert sheet.width > 1000
 
 
+@pytest.mark.parametrize("strategy", ["lexicon", "retrieval", "random"])
+def test_streaming_gives_what_reading_all_gives(script, folder, strategy):
+    flags = ["--strategy", strategy, "--image_bank", str(folder / "bank")]
+    if strategy == "retrieval":
+        model, tokenizer = text_model("bert")
+        model.save_pretrained(folder / "text")
+        tokenizer.save_pretrained(folder / "text")
+        flags += ["--text_model", str(folder / "text")]
+    _, whole = run(script, folder, *flags)
+    expected = load_token_classification_dataset(str(folder / "out"))
+    shutil.rmtree(folder / "out")
+    _, report = run(script, folder, *flags, "--streaming", "True")
+    found = load_token_classification_dataset(str(folder / "out"))
+    assert {split: part.to_list() for split, part in found.items()} == {
+        split: part.to_list() for split, part in expected.items()
+    }
+    assert report["coverage"] == whole["coverage"] and report["label_analysis"] == whole["label_analysis"]
+    assert (folder / "out" / "contact_sheet.html").exists()
+
+
+def test_streaming_texts_without_tags(script, folder):
+    rows = [{"words": ["Madrid", "won"], "lang": "en"}, {"words": ["no", "name"], "lang": "en"}]
+    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    flags = ["--train_file", str(folder / "train.jsonl"), "--output_dir", str(folder / "out")]
+    flags += ["--image_bank", str(folder / "bank"), "--streaming", "True"]
+    parser = HfArgumentParser((TokenSourceArguments, script.PairingArguments))
+    script.main(*parser.parse_args_into_dataclasses(flags))
+    paired = load_from_disk(str(folder / "out"))["train"]
+    assert paired["tokens"][:] == [["Madrid", "won"], ["no", "name"]] and paired["lang"][:] == ["en", "en"]
+    assert paired["image_ids"][:] == [["Madrid"], []] and "words" not in paired.column_names
+    assert json.loads((folder / "out" / "pairing_report.json").read_text())["label_analysis"] is None
+
+
 def test_by_retrieval(script, folder):
     model, tokenizer = text_model("bert")
     model.save_pretrained(folder / "text")
@@ -138,6 +172,8 @@ def test_by_manifest_and_controls(script, folder):
         (["--strategy", "random", "--image_bank", "b", "--match_case", "exact"], "--match_case has no use in --strategy random"),
         (["--image_bank", "b", "--num_proc", "0"], "--num_proc must be at least 1, got 0"),
         (["--image_bank", "b", "--contact_sheet_rows", "-1"], "--contact_sheet_rows must be at least 0, got -1"),
+        (["--strategy", "manifest", "--manifest_file", "m", "--streaming", "True"], "cannot be used with --streaming"),
+        (["--image_bank", "b", "--streaming", "True", "--image_column", "i"], "--image_column has no use with --streaming"),
     ],
 )  # fmt: skip
 def test_flags_that_do_nothing_are_refused(script, folder, flags, message):

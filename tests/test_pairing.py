@@ -5,7 +5,18 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import pytest
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Value, load_from_disk
+from datasets import (
+    ClassLabel,
+    Dataset,
+    DatasetDict,
+    Features,
+    Image,
+    IterableDataset,
+    IterableDatasetDict,
+    List,
+    Value,
+    load_from_disk,
+)
 
 from test_retrieval import text_model
 from vtfusion.training.data import load_token_classification_dataset
@@ -142,6 +153,72 @@ def test_two_processes_give_what_one_gives(strategy, texts, bank, retriever, man
     one = pair(strategy, texts, bank, retriever, manifest)
     two = pair(strategy, texts, bank, retriever, manifest, num_proc=2)
     assert [part[:] for part in one.values()] == [part[:] for part in two.values()]
+
+
+def streams_of(texts):
+    return IterableDatasetDict({split: part.to_iterable_dataset() for split, part in texts.items()})
+
+
+streamed_strategy = pytest.mark.parametrize("strategy", ["lexicon", "retrieval", "random", "blank", "none"])
+
+
+@streamed_strategy
+@pytest.mark.parametrize("embed_images", [True, False])
+def test_streams_get_the_same_pictures(strategy, embed_images, texts, bank, retriever, manifest, tmp_path):
+    if strategy == "blank" and not embed_images:
+        pytest.skip("a blank picture has no path")
+    whole = pair(strategy, texts, bank, retriever, manifest)
+    paired = pair(strategy, streams_of(texts), bank, retriever, manifest)
+    assert {split: list(part) for split, part in paired.items()} == {
+        split: list(part) for split, part in whole.items()
+    }
+    save_paired_dataset(whole, tmp_path / "whole", embed_images)
+    save_paired_dataset(paired, tmp_path / "streamed", embed_images)
+    expected, saved = load_from_disk(str(tmp_path / "whole")), load_from_disk(str(tmp_path / "streamed"))
+    for split in expected:
+        assert saved[split].features == expected[split].features
+        assert saved[split].to_list() == expected[split].to_list()
+        assert saved[split].split == split
+    assert {path.name for path in (tmp_path / "streamed").iterdir()} == {"train", "test", "dataset_dict.json"}
+
+
+@streamed_strategy
+def test_labels_are_never_read_from_a_stream(strategy, bank, retriever, manifest):
+    def ids(way):
+        paired = pair(strategy, streams_of(tagged(way)), bank, retriever, manifest)
+        return [row["image_ids"] for part in paired.values() for row in part]
+
+    assert ids(lambda words: [0] * len(words)) == ids(lambda words: [1] * len(words))
+
+
+@streamed_strategy
+def test_a_stream_is_read_as_it_is_needed(strategy, bank, retriever, manifest):
+    read = []
+
+    def endless():
+        while True:
+            read.append(None)
+            yield {"tokens": ["Madrid"]}
+
+    features = Features({"tokens": List(Value("string"))})
+    texts = IterableDatasetDict({"train": IterableDataset.from_generator(endless, features=features)})
+    paired = pair(strategy, texts, bank, retriever, manifest)
+    assert not read
+    rows = list(paired["train"].take(3))
+    assert [row["tokens"] for row in rows] == [["Madrid"]] * 3 and all(set(NEW) <= set(row) for row in rows)
+    assert 3 <= len(read) <= 2000
+
+
+def test_what_a_stream_cannot_do_is_said(texts, bank, manifest):
+    with pytest.raises(ValueError, match="cannot be looked up in a stream"):
+        pair_by_manifest(streams_of(texts), manifest)
+    with pytest.raises(ValueError, match="`num_proc` is 2, but a stream is read by one process"):
+        pair_by_lexicon(streams_of(texts), bank, num_proc=2)
+    nothing = IterableDatasetDict({"train": IterableDataset.from_generator(lambda: iter(()))})
+    with pytest.raises(ValueError, match="The train split has no rows"):
+        pair_by_lexicon(nothing, bank)
+    with pytest.raises(ValueError, match="The train split has a column 'images' already"):
+        pair_by_lexicon(pair_by_lexicon(streams_of(texts), bank), bank)
 
 
 def test_lexicon_worked_by_hand(texts, bank):

@@ -143,11 +143,15 @@ class SourceArguments:
     image_column: str | None = field(default=None, metadata={"help": "Column of the image or images."})
     image_folder: str | None = field(default=None, metadata={"help": "Folder that relative image paths start from."})
 
+    def origin(self) -> dict[str, Any]:
+        """Where the data is: the arguments of `open_streams`."""
+        names = [field.name for field in fields(SourceArguments)]
+        return {name: getattr(self, name) for name in names if not name.endswith("_column")}
+
     def source(self) -> dict[str, Any]:
         """The arguments of the task's loader: where the data is, and the names of its columns."""
-        shared = {field.name for field in fields(SourceArguments)}
-        names = [field.name for field in fields(self)]
-        return {name: getattr(self, name) for name in names if name in shared or name.endswith("_column")}
+        names = [field.name for field in fields(self) if field.name.endswith("_column")]
+        return {**self.origin(), **{name: getattr(self, name) for name in names}}
 
 
 @dataclass

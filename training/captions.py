@@ -1,7 +1,6 @@
 """Images with captions: rows of one image with all its captions, streams of them, and batches that draw one."""
 
 import itertools
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,8 +18,6 @@ from datasets import (
     List,
     Value,
     concatenate_datasets,
-    load_dataset,
-    load_from_disk,
 )
 from torch.utils.data import IterableDataset as TorchIterableDataset
 from torch.utils.data import get_worker_info
@@ -37,12 +34,10 @@ from .arguments import CaptionDataArguments, VTFusionTrainingArguments
 from .collator import FusionCollator
 from .images import RowKeys
 from .sources import Source, find_column, find_columns, image_item
+from .streams import open_streams
 from .text_data import CAPTION_COLUMNS, load_caption_dataset, read_captions
 
 logger = logging.get_logger(__name__)
-
-_BUILDERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
-_METADATA_FILES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 
 
 def load_captioned_images(data_args: CaptionDataArguments) -> DatasetDict:
@@ -278,7 +273,8 @@ def open_caption_streams(
         `FileNotFoundError`: a file does not exist.
     """
     streams = {}
-    for split, (stream, where, folder) in _open_streams(data_args).items():
+    for split, opened in open_streams(**data_args.origin()).items():
+        stream, where, folder = opened.stream, opened.where, opened.folder
         if stream.features is not None:
             stream = stream.decode(False)
         first = next(iter(stream), None)
@@ -309,41 +305,6 @@ def open_caption_streams(
             repeat=train,
         )
     return streams
-
-
-def _open_streams(data_args: CaptionDataArguments) -> dict[str, tuple[IterableDataset, str, str | None]]:
-    given = {"train": data_args.train_file, "validation": data_args.validation_file, "test": data_args.test_file}
-    files = {split: file for split, file in given.items() if file is not None}
-    name = data_args.dataset_name
-    if (name is None) == (not files):
-        raise ValueError("Give either `dataset_name` or at least one of `train_file`, `validation_file`, `test_file`.")
-    base = None if data_args.image_folder is None else os.path.abspath(os.path.expanduser(data_args.image_folder))
-    if name is None:
-        return {split: _open_file(file, split, base) for split, file in files.items()}
-    folder = os.path.abspath(os.path.expanduser(name))
-    if os.path.isfile(os.path.join(folder, "dataset_dict.json")):
-        loaded = {split: rows.to_iterable_dataset() for split, rows in load_from_disk(folder).items()}
-    else:
-        loaded = load_dataset(name, data_args.dataset_config_name, streaming=True)
-    return {split: (stream, f"{split} split of {name}", base) for split, stream in loaded.items()}
-
-
-def _open_file(file: str, split: str, base: str | None) -> tuple[IterableDataset, str, str | None]:
-    path = os.path.abspath(os.path.expanduser(file))
-    if os.path.isfile(os.path.join(path, "state.json")):
-        return load_from_disk(path).to_iterable_dataset(), f"{split} split ({path})", base or path
-    if os.path.isdir(path):
-        found = [name for name in _METADATA_FILES if os.path.isfile(os.path.join(path, name))]
-        path = os.path.join(path, (found or _METADATA_FILES)[0])
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"The file {path} given for the {split} split does not exist.")
-    builder = _BUILDERS.get(os.path.splitext(path)[1].lower())
-    if builder is None:
-        raise ValueError(f"{path} cannot be streamed: its ending is none of {', '.join(_BUILDERS)}.")
-    # Without this, the word "NA" and its like would become null.
-    options = {"keep_default_na": False} if builder == "csv" else {}
-    stream = load_dataset(builder, data_files={split: [path]}, split=split, streaming=True, **options)
-    return stream, f"{split} split ({path})", base or os.path.dirname(path)
 
 
 def check_streaming(streams: Mapping[str, CaptionStream], training_args: VTFusionTrainingArguments) -> None:

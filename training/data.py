@@ -8,16 +8,26 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
+from datasets import (
+    ClassLabel,
+    Dataset,
+    DatasetDict,
+    Features,
+    IterableDataset,
+    IterableDatasetDict,
+    List,
+    Value,
+)
 from datasets.exceptions import DatasetGenerationError
 
 from .sources import CACHE_VERSION, Source, find_columns, join_columns, load_sources, map_columns, parse_cell, shorten
+from .streams import known_features, open_streams
 from .tags import SCHEMES, detect_scheme, find_stray_inside_tags, iob2_label_names, split_tag, to_iob2
 
 logger = logging.getLogger(__name__)
 
 _TOKENS_COLUMNS = ("tokens", "words", "token")
-_TAGS_COLUMNS = ("ner_tags", "tags", "labels", "ner")
+TAGS_COLUMNS = ("ner_tags", "tags", "labels", "ner")
 _FORMATS = "CoNLL columns, .jsonl, .json, .csv, .parquet, or a folder with metadata.jsonl"
 
 
@@ -116,7 +126,7 @@ def load_token_classification_dataset(
     for split, source in sources.items():
         tokens, tags = find_columns(
             source,
-            {"tokens_column": (tokens_column, _TOKENS_COLUMNS), "tags_column": (tags_column, _TAGS_COLUMNS)},
+            {"tokens_column": (tokens_column, _TOKENS_COLUMNS), "tags_column": (tags_column, TAGS_COLUMNS)},
         )
         class_names = _class_label_names(source.dataset.features[tags])
         if label_names is None and class_names is not None:
@@ -127,30 +137,82 @@ def load_token_classification_dataset(
     return join_columns(sources, texts, used, image_column)
 
 
+def open_token_streams(
+    dataset_name: str | None = None,
+    dataset_config_name: str | None = None,
+    train_file: str | os.PathLike | None = None,
+    validation_file: str | os.PathLike | None = None,
+    test_file: str | os.PathLike | None = None,
+    tokens_column: str | None = None,
+    image_folder: str | os.PathLike | None = None,
+) -> IterableDatasetDict:
+    """
+    The words of what [`load_token_classification_dataset`] loads, row by row: for data that is too large to be kept on
+    the disk as a whole. Tags are not looked at; texts without any are welcome.
+
+    Args:
+        dataset_name, dataset_config_name, train_file, validation_file, test_file, image_folder:
+            As there.
+        tokens_column (`str`, *optional*):
+            As there.
+
+    Returns:
+        `IterableDatasetDict`: Each split has `tokens` (`List(Value("string"))`) and the other columns as they are.
+
+    Raises:
+        `ValueError`: A split has no rows or no column of words; while rows are read: one is not as described. File, row
+        and field are named.
+        `FileNotFoundError`: A file does not exist.
+    """
+    streams = IterableDatasetDict()
+    opened = open_streams(
+        dataset_name,
+        dataset_config_name,
+        train_file,
+        validation_file,
+        test_file,
+        image_folder,
+        open_text_file=_stream_conll,
+    )
+    for split, source in opened.items():
+        stream = source.stream if source.stream.features is None else source.stream.decode(False)
+        features = known_features(stream, source.where)
+        # The finders of columns look at the names alone.
+        names = Source(Dataset.from_dict({name: [0] for name in features}), source.where, source.folder)
+        (tokens,) = find_columns(names, {"tokens_column": (tokens_column, _TOKENS_COLUMNS)})
+        others = {name: feature for name, feature in features.items() if name not in (tokens, "tokens")}
+        streams[split] = stream.map(
+            _words,
+            batched=True,
+            with_indices=True,
+            input_columns=[tokens],
+            remove_columns=[tokens] if tokens != "tokens" else None,
+            features=Features({"tokens": List(Value("string")), **others}),
+            fn_kwargs={"place": (source.where, tokens)},
+        )
+    return streams
+
+
+def _words(values: list, indices: list[int], place: tuple[str, str]) -> dict[str, list]:
+    where, column = place
+    return {
+        "tokens": [
+            _word_list(value, f"{where}, row {row}, column {column!r}")
+            for row, value in zip(indices, values, strict=True)
+        ]
+    }
+
+
 # CoNLL columns. The `conll` builder of `datasets` fills lines that are too short and cuts those that are too long
 # without a word, splits at any Unicode space (tweets have them inside words), and has no answer to `IMGID:` lines.
 
 
 def _load_conll(path: str, split: str, image_base: str | None, cache_dir: str | None) -> Dataset:
-    columns, delimiter, has_image_ids = _look_into_conll(path)
-    features = Features({name: List(Value("string")) for name in columns})
-    if has_image_ids:
-        features["image_id"] = Value("string")
-    stat = os.stat(path)
+    features, gen_kwargs = _conll_format(path)
+    has_image_ids = gen_kwargs["has_image_ids"]
     try:
         dataset = Dataset.from_generator(
-            _conll_sentences,
-            features=features,
-            cache_dir=cache_dir,
-            split=split,
-            gen_kwargs={
-                "path": path,
-                "columns": tuple(columns),  # a list would be taken for shards
-                "delimiter": delimiter,
-                "has_image_ids": has_image_ids,
-                # Not read by the generator: a changed file must not be taken from the cache.
-                "version": (CACHE_VERSION, stat.st_size, stat.st_mtime_ns),
-            },
+            _conll_sentences, features=features, cache_dir=cache_dir, split=split, gen_kwargs=gen_kwargs
         )
     except DatasetGenerationError as error:
         if isinstance(error.__cause__, ValueError):
@@ -162,6 +224,28 @@ def _load_conll(path: str, split: str, image_base: str | None, cache_dir: str | 
             "image", [id_ if id_ is None else names.get(id_, f"{id_}.jpg") for id_ in dataset["image_id"]]
         )
     return dataset
+
+
+def _stream_conll(path: str) -> IterableDataset:
+    features, gen_kwargs = _conll_format(path)
+    return IterableDataset.from_generator(_conll_sentences, features=features, gen_kwargs=gen_kwargs)
+
+
+def _conll_format(path: str) -> tuple[Features, dict[str, Any]]:
+    """The columns of a file and the arguments of [`_conll_sentences`]."""
+    columns, delimiter, has_image_ids = _look_into_conll(path)
+    features = Features({name: List(Value("string")) for name in columns})
+    if has_image_ids:
+        features["image_id"] = Value("string")
+    stat = os.stat(path)
+    return features, {
+        "path": path,
+        "columns": tuple(columns),  # a list would be taken for shards
+        "delimiter": delimiter,
+        "has_image_ids": has_image_ids,
+        # Not read by the generator: a changed file must not be taken from the cache.
+        "version": (CACHE_VERSION, stat.st_size, stat.st_mtime_ns),
+    }
 
 
 def _conll_lines(path: str) -> Iterator[tuple[int, str]]:
@@ -286,18 +370,8 @@ def _words_and_tags(
     """Rows of any accepted form → lists of words and lists of tags, both strings, checked."""
     all_words, all_tags = [], []
     for row, words, tags in zip(indices, batch[tokens_column], batch[tags_column], strict=True):
-        words = _as_list(words, f"{where}, row {row}, column {tokens_column!r}", "words")
+        words = _word_list(words, f"{where}, row {row}, column {tokens_column!r}")
         tags = _as_list(tags, f"{where}, row {row}, column {tags_column!r}", "tags")
-        for position, word in enumerate(words):
-            if not isinstance(word, str):
-                raise ValueError(
-                    f"{where}, row {row}, column {tokens_column!r}: expected strings, got {shorten(word)} "
-                    f"({type(word).__name__}) at position {position}."
-                )
-        if not words:
-            raise ValueError(
-                f"{where}, row {row}, column {tokens_column!r}: there are no words. Leave such rows out of the data."
-            )
         if len(words) != len(tags):
             raise ValueError(
                 f"{where}, row {row}: {len(words)} words in column {tokens_column!r} but {len(tags)} tags in column "
@@ -306,6 +380,18 @@ def _words_and_tags(
         all_words.append(words)
         all_tags.append(_tag_names(tags, names, f"{where}, row {row}, column {tags_column!r}"))
     return {"tokens": all_words, "ner_tags": all_tags}
+
+
+def _word_list(value: Any, place: str) -> list[str]:
+    words = _as_list(value, place, "words")
+    for position, word in enumerate(words):
+        if not isinstance(word, str):
+            raise ValueError(
+                f"{place}: expected strings, got {shorten(word)} ({type(word).__name__}) at position {position}."
+            )
+    if not words:
+        raise ValueError(f"{place}: there are no words. Leave such rows out of the data.")
+    return words
 
 
 def _as_list(value: Any, place: str, what: str) -> list:

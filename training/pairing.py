@@ -11,6 +11,9 @@ a picture chosen by the tags would give the answer away. What comes back is the 
 | `image_scores` | `List(float32)` | cosine of a retrieved picture, `score` of a manifest, else `None` for each picture |
 | `image_spans` | `List(List(int32))` | by lexicon only: for each picture the words that name it, [first, after the last) |
 | `pairing_strategy` | `string` | how the pictures were looked for, also where none was found |
+
+All but a manifest also take streams (`IterableDatasetDict`), and give streams back: rows get their pictures as they are
+read, the same ones that they get in a `DatasetDict`. A stream is read by one process, so that it has no `num_proc`.
 """
 
 import csv
@@ -21,20 +24,39 @@ import os
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import Any, TypeVar
 
 import numpy as np
 import PIL.Image
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Value, concatenate_datasets
+import pyarrow as pa
+from datasets import (
+    ClassLabel,
+    Dataset,
+    DatasetDict,
+    Features,
+    Image,
+    IterableDataset,
+    IterableDatasetDict,
+    List,
+    NamedSplit,
+    Value,
+    concatenate_datasets,
+)
+from transformers.utils import logging
 
 from .image_bank import ImageBank
 from .retrieval import ImageRetriever, search_all
+from .streams import known_features
 
 # See `_CACHE_VERSION` in `data.py`: raise it when what the functions below return changes.
 _CACHE_VERSION = 2
+_WRITTEN_AT_ONCE = 1000  # rows of a stream
 
 STRATEGIES = ("manifest", "lexicon", "retrieval", "random", "blank", "none")
 BLANK_ID = "blank"
+
+Texts = TypeVar("Texts", DatasetDict, IterableDatasetDict)
 
 _FEATURES = Features(
     {
@@ -47,14 +69,12 @@ _FEATURES = Features(
 _SPANS = Features({"image_spans": List(List(Value("int32")))})
 
 
-def pair_by_lexicon(
-    dataset: DatasetDict, bank: ImageBank, max_images: int = 1, num_proc: int | None = None
-) -> DatasetDict:
+def pair_by_lexicon(dataset: Texts, bank: ImageBank, max_images: int = 1, num_proc: int | None = None) -> Texts:
     """
     Gives each text the pictures whose names or aliases are among its words, see [`ImageBank.match`].
 
     Args:
-        dataset (`DatasetDict`):
+        dataset (`DatasetDict` or `IterableDatasetDict`):
             With a column `tokens` and none of the new columns (see the top of this file).
         bank ([`ImageBank`]):
             The pictures, with names.
@@ -64,7 +84,7 @@ def pair_by_lexicon(
             Processes to use.
 
     Returns:
-        `DatasetDict`: The same rows with the new columns.
+        `DatasetDict` or `IterableDatasetDict`: The same rows with the new columns.
 
     Raises:
         `ValueError`: `tokens` is missing, one of the new columns is there already, `max_images` is below 1, or the bank
@@ -107,18 +127,18 @@ def _lexicon_columns(
 
 
 def pair_by_retrieval(
-    dataset: DatasetDict,
+    dataset: Texts,
     retriever: ImageRetriever,
     top_k: int = 1,
     score_threshold: float | None = None,
     num_proc: int | None = None,
-) -> DatasetDict:
+) -> Texts:
     """
     Gives each text the pictures that an encoder finds closest to it, see [`ImageRetriever`]. The words are joined by
     spaces.
 
     Args:
-        dataset (`DatasetDict`):
+        dataset (`DatasetDict` or `IterableDatasetDict`):
             With a column `tokens` and none of the new columns.
         retriever ([`ImageRetriever`]):
             The pictures and the encoder.
@@ -130,7 +150,7 @@ def pair_by_retrieval(
             Processes that write the columns. The search itself runs in this process, on several threads.
 
     Returns:
-        `DatasetDict`: The same rows with the new columns.
+        `DatasetDict` or `IterableDatasetDict`: The same rows with the new columns.
 
     Raises:
         `ValueError`: `tokens` is missing, one of the new columns is there already, `top_k` is below 1, or
@@ -140,22 +160,40 @@ def pair_by_retrieval(
     if score_threshold is not None and not -1 <= score_threshold <= 1:
         raise ValueError(f"`score_threshold` is a cosine, between -1 and 1; got {score_threshold}.")
     _check_columns(dataset)  # before hours of work
+    kwargs = {
+        "strategy": "retrieval",
+        "paths": [image.path for image in retriever.bank.images],
+        "ids": [image.image_id for image in retriever.bank.images],
+    }
 
-    def pick(split: str) -> tuple[Callable[..., dict[str, list]], dict[str, Any]]:
-        scores, places = search_all(retriever, dataset[split], top_k, f"Retrieving images for {split}")
+    def keep(scores: np.ndarray, places: np.ndarray) -> dict[str, np.ndarray]:
         kept = places >= 0
         if score_threshold is not None:
             kept &= scores >= score_threshold
-        return _picked_columns, {
-            "strategy": "retrieval",
-            "offsets": np.concatenate([[0], np.cumsum(kept.sum(axis=1))]),
-            "places": places[kept],
-            "scores": scores[kept],
-            "paths": [image.path for image in retriever.bank.images],
-            "ids": [image.image_id for image in retriever.bank.images],
-        }
+        offsets = np.concatenate([[0], np.cumsum(kept.sum(axis=1))])
+        return {"offsets": offsets, "places": places[kept], "scores": scores[kept]}
+
+    def pick(split: str) -> tuple[Callable[..., dict[str, list]], dict[str, Any]]:
+        part = dataset[split]
+        if isinstance(part, IterableDataset):
+            return _found_columns, {**kwargs, "retriever": retriever, "top_k": top_k, "keep": keep}
+        found = search_all(retriever, part, top_k, f"Retrieving images for {split}")
+        return _picked_columns, {**kwargs, **keep(*found)}
 
     return _add_columns(dataset, pick, num_proc)
+
+
+def _found_columns(
+    batch: dict[str, list],
+    indices: list[int],
+    retriever: ImageRetriever,
+    top_k: int,
+    keep: Callable[[np.ndarray, np.ndarray], dict[str, np.ndarray]],
+    **kwargs: Any,
+) -> dict[str, list]:
+    """[`_picked_columns`] of texts that are searched with as they come."""
+    found = retriever.search([" ".join(tokens) for tokens in batch["tokens"]], top_k)
+    return _picked_columns(batch, list(range(len(indices))), **keep(*found), **kwargs)
 
 
 def _picked_columns(
@@ -183,13 +221,13 @@ def _picked_columns(
 
 
 def pair_at_random(
-    dataset: DatasetDict, bank: ImageBank, max_images: int = 1, seed: int = 0, num_proc: int | None = None
-) -> DatasetDict:
+    dataset: Texts, bank: ImageBank, max_images: int = 1, seed: int = 0, num_proc: int | None = None
+) -> Texts:
     """
     Gives each text pictures drawn at random: a control for what pictures do that have nothing to do with the text.
 
     Args:
-        dataset (`DatasetDict`):
+        dataset (`DatasetDict` or `IterableDatasetDict`):
             With a column `tokens` and none of the new columns.
         bank ([`ImageBank`]):
             The pictures.
@@ -201,7 +239,7 @@ def pair_at_random(
             Processes to use; they do not change the draw.
 
     Returns:
-        `DatasetDict`: The same rows with the new columns.
+        `DatasetDict` or `IterableDatasetDict`: The same rows with the new columns.
 
     Raises:
         `ValueError`: `tokens` is missing, one of the new columns is there already, or `max_images` is below 1 or more
@@ -234,19 +272,19 @@ def _random_columns(
     return _columns("random", picked)
 
 
-def pair_with_blank(dataset: DatasetDict, num_proc: int | None = None) -> DatasetDict:
+def pair_with_blank(dataset: Texts, num_proc: int | None = None) -> Texts:
     """
     Gives each text the same mid-grey picture of 224 × 224 pixels, with the id `"blank"`: a control for what a picture does
     that shows nothing. It is the one that the image condition `blank` of the task scripts uses.
 
     Args:
-        dataset (`DatasetDict`):
+        dataset (`DatasetDict` or `IterableDatasetDict`):
             With a column `tokens` and none of the new columns.
         num_proc (`int`, *optional*):
             Processes to use.
 
     Returns:
-        `DatasetDict`: The same rows with the new columns; the picture's bytes (a PNG) are in every row.
+        `DatasetDict` or `IterableDatasetDict`: The same rows with the new columns; the picture's bytes (a PNG) are in every row.
 
     Raises:
         `ValueError`: `tokens` is missing, or one of the new columns is there already.
@@ -261,18 +299,18 @@ def _blank_columns(batch: dict[str, list], indices: list[int], content: bytes, v
     return {**columns, "images": [[{"bytes": content, "path": None}]] * len(indices)}
 
 
-def pair_with_none(dataset: DatasetDict, num_proc: int | None = None) -> DatasetDict:
+def pair_with_none(dataset: Texts, num_proc: int | None = None) -> Texts:
     """
     Gives no text a picture, in the columns of the other strategies: the text-only control.
 
     Args:
-        dataset (`DatasetDict`):
+        dataset (`DatasetDict` or `IterableDatasetDict`):
             With a column `tokens` and none of the new columns.
         num_proc (`int`, *optional*):
             Processes to use.
 
     Returns:
-        `DatasetDict`: The same rows with the new columns.
+        `DatasetDict` or `IterableDatasetDict`: The same rows with the new columns.
 
     Raises:
         `ValueError`: `tokens` is missing, or one of the new columns is there already.
@@ -321,6 +359,8 @@ def pair_by_manifest(
         (file, line and field are named); the `id_column` is missing, holds lists or labels, or has a value twice that
         the manifest names.
     """
+    if not isinstance(dataset, DatasetDict):
+        raise ValueError("A manifest names rows by number or id, which cannot be looked up in a stream.")
     _check_columns(dataset)
     path = os.path.abspath(os.path.expanduser(manifest_file))
     pictures: dict[str, tuple[int, str]] = {}  # what a line calls a picture → its place and its file
@@ -535,12 +575,15 @@ def _check_count(name: str, value: int) -> None:
         raise ValueError(f"`{name}` must be at least 1, got {value}.")
 
 
-def _check_columns(dataset: DatasetDict) -> None:
+def _check_columns(dataset: DatasetDict | IterableDatasetDict) -> None:
     for split, part in dataset.items():
-        if "tokens" not in part.column_names:
-            raise ValueError(f"The {split} split has no column 'tokens'. It has: {', '.join(part.column_names)}.")
+        names = part.column_names
+        if isinstance(part, IterableDataset):
+            names = list(known_features(part, f"The {split} split"))
+        if "tokens" not in names:
+            raise ValueError(f"The {split} split has no column 'tokens'. It has: {', '.join(names)}.")
         for name in (*_FEATURES, *_SPANS):
-            if name in part.column_names:
+            if name in names:
                 raise ValueError(f"The {split} split has a column {name!r} already: remove it first.")
 
 
@@ -555,17 +598,31 @@ def _columns(strategy: str, picked: Sequence[Sequence[tuple[str, str, float | No
 
 
 def _add_columns(
-    dataset: DatasetDict,
+    dataset: Texts,
     choose: Callable[[str], tuple[Callable[..., dict[str, list]], dict[str, Any]]],
     num_proc: int | None,
     spans: bool = False,
-) -> DatasetDict:
+) -> Texts:
     """`choose` gives for a split the function that makes the new columns, and its arguments."""
     _check_columns(dataset)
-    paired = DatasetDict()
+    features = Features({**_FEATURES, **_SPANS}) if spans else _FEATURES
+    if isinstance(dataset, IterableDatasetDict) and num_proc is not None:
+        raise ValueError(f"`num_proc` is {num_proc}, but a stream is read by one process.")
+    paired = type(dataset)()
     for split, part in dataset.items():
         function, kwargs = choose(split)
+        kwargs["version"] = _CACHE_VERSION
         # The function is given the words alone, so that it could not read a label if it wanted to.
+        if isinstance(part, IterableDataset):
+            paired[split] = part.map(
+                _of_words,
+                batched=True,
+                with_indices=True,
+                input_columns=["tokens"],
+                features=Features({**known_features(part, f"The {split} split"), **features}),
+                fn_kwargs={"function": function, **kwargs},
+            )
+            continue
         columns = (
             part.with_format(None)
             .select_columns(["tokens"])
@@ -574,8 +631,8 @@ def _add_columns(
                 batched=True,
                 with_indices=True,
                 remove_columns=["tokens"],
-                features=Features({**_FEATURES, **_SPANS}) if spans else _FEATURES,
-                fn_kwargs={**kwargs, "version": _CACHE_VERSION},
+                features=features,
+                fn_kwargs=kwargs,
                 num_proc=num_proc,
                 desc=f"Pairing {split} with images",
             )
@@ -585,15 +642,24 @@ def _add_columns(
     return paired
 
 
+def _of_words(
+    tokens: list[list[str]], indices: list[int], function: Callable[..., dict[str, list]], **kwargs: Any
+) -> dict[str, list]:
+    return function({"tokens": tokens}, indices, **kwargs)
+
+
 def save_paired_dataset(
-    dataset: DatasetDict, output_dir: str | os.PathLike, embed_images: bool = True, num_proc: int | None = None
+    dataset: DatasetDict | IterableDatasetDict,
+    output_dir: str | os.PathLike,
+    embed_images: bool = True,
+    num_proc: int | None = None,
 ) -> None:
     """
     Saves a paired data set for `--dataset_name` of the task scripts.
 
     Args:
-        dataset (`DatasetDict`):
-            Made by one of the functions above.
+        dataset (`DatasetDict` or `IterableDatasetDict`):
+            Made by one of the functions above. Streams are read here, a bounded number of rows at a time.
         output_dir (`str` or `os.PathLike`):
             The folder.
         embed_images (`bool`, defaults to `True`):
@@ -606,11 +672,32 @@ def save_paired_dataset(
     Raises:
         `ValueError`: The pictures are to be paths, but one has no file (a blank one).
     """
+    if isinstance(dataset, IterableDatasetDict):
+        os.makedirs(output_dir, exist_ok=True)
+        with TemporaryDirectory(dir=output_dir, prefix=".rows-") as folder:
+            rows = {split: _collect(stream, split, folder) for split, stream in dataset.items()}
+            save_paired_dataset(DatasetDict(rows), output_dir, embed_images, num_proc)
+        return
     if not embed_images:
         dataset = DatasetDict({split: _images_as_paths(part, num_proc) for split, part in dataset.items()})
     # Each process writes a shard of its own, and there is no shard without rows. A pool of one is only slower.
     processes = min([num_proc or 1, *map(len, dataset.values())])
     dataset.save_to_disk(os.fspath(output_dir), num_proc=processes if processes > 1 else None)
+
+
+def _collect(stream: IterableDataset, split: str, folder: str) -> Dataset:
+    """The rows of a stream in a file of the folder."""
+    path, features = os.path.join(folder, f"{split}.arrow"), stream.features
+    with (
+        pa.OSFile(path, "wb") as file,
+        pa.ipc.new_stream(file, features.arrow_schema) as writer,
+        logging.tqdm(desc=f"Pairing {split} with images", unit=" texts") as progress,
+    ):
+        for batch in stream.iter(batch_size=_WRITTEN_AT_ONCE):
+            rows = Dataset.from_dict({name: batch[name] for name in features}, features=features)
+            writer.write_table(rows.with_format("arrow")[:])
+            progress.update(len(rows))
+    return Dataset.from_file(path, split=NamedSplit(split))
 
 
 def _images_as_paths(part: Dataset, num_proc: int | None) -> Dataset:

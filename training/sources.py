@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 CACHE_VERSION = 1
 
 _IMAGE_COLUMNS = ("images", "image")
-_METADATA_FILES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+METADATA_FILES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 _TEXT_ENDINGS = (".conll", ".txt", ".tsv", ".bio", ".iob", ".iob2", "")
 
 # For each argument that names a column: what it says, and the usual names, best first.
@@ -96,10 +96,7 @@ def load_sources(
         `ValueError`: Nothing or too much is given, or a file cannot be read or has no rows.
         `FileNotFoundError`: A file or the image folder does not exist.
     """
-    given = {"train": train_file, "validation": validation_file, "test": test_file}
-    files = {split: os.fspath(file) for split, file in given.items() if file is not None}
-    if (dataset_name is None) == (not files):
-        raise ValueError("Give either `dataset_name` or at least one of `train_file`, `validation_file`, `test_file`.")
+    files = check_one_origin(dataset_name, train_file, validation_file, test_file)
     cache = None if cache_dir is None else os.fspath(cache_dir)
     image_base = None if image_folder is None else os.path.abspath(os.path.expanduser(image_folder))
     if image_base is not None and not os.path.isdir(image_base):
@@ -108,6 +105,25 @@ def load_sources(
     if dataset_name is not None:
         return _load_named(dataset_name, dataset_config_name, revision, image_base, cache)
     return {split: _load_file(file, split, image_base, cache, load_text_file) for split, file in files.items()}
+
+
+def check_one_origin(
+    dataset_name: str | None,
+    train_file: str | os.PathLike | None,
+    validation_file: str | os.PathLike | None,
+    test_file: str | os.PathLike | None,
+) -> dict[str, str]:
+    """
+    The file of each split that has one.
+
+    Raises:
+        `ValueError`: Neither a data set nor a file is given, or both are.
+    """
+    given = {"train": train_file, "validation": validation_file, "test": test_file}
+    files = {split: os.fspath(file) for split, file in given.items() if file is not None}
+    if (dataset_name is None) == (not files):
+        raise ValueError("Give either `dataset_name` or at least one of `train_file`, `validation_file`, `test_file`.")
+    return files
 
 
 def find_columns(source: Source, columns: WantedColumns) -> list[str]:
@@ -307,10 +323,10 @@ def _load_file(
             raise ValueError(f"{path} holds a saved `DatasetDict` with its splits: give it as `dataset_name`.")
         if os.path.isfile(os.path.join(path, "state.json")):
             return Source(load_from_disk(path), f"{split} split ({path})", image_base or path)
-        found = [name for name in _METADATA_FILES if os.path.isfile(os.path.join(path, name))]
+        found = [name for name in METADATA_FILES if os.path.isfile(os.path.join(path, name))]
         if not found:
             raise FileNotFoundError(
-                f"The folder {path} given for the {split} split has none of {', '.join(_METADATA_FILES)}, and was not "
+                f"The folder {path} given for the {split} split has none of {', '.join(METADATA_FILES)}, and was not "
                 "saved by `Dataset.save_to_disk`."
             )
         path = os.path.join(path, found[0])

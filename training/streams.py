@@ -1,0 +1,113 @@
+"""Reading a named data set or files row by row, for what is too large to be kept on the disk as a whole."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from datasets import Dataset, Features, IterableDataset, load_dataset, load_from_disk
+
+from .sources import METADATA_FILES, check_one_origin
+
+_BUILDERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+_LOOKED_AT = 1000
+
+OpenTextFile = Callable[[str], IterableDataset]
+
+
+@dataclass
+class StreamSource:
+    """
+    One split as it is read, before its columns get their names.
+
+    Args:
+        stream (`datasets.IterableDataset`): its rows.
+        where (`str`): split and file, for messages.
+        folder (`str`, *optional*): what relative image paths start from.
+    """
+
+    stream: IterableDataset
+    where: str
+    folder: str | None
+
+
+def open_streams(
+    dataset_name: str | None = None,
+    dataset_config_name: str | None = None,
+    train_file: str | os.PathLike | None = None,
+    validation_file: str | os.PathLike | None = None,
+    test_file: str | os.PathLike | None = None,
+    image_folder: str | os.PathLike | None = None,
+    open_text_file: OpenTextFile | None = None,
+) -> dict[str, StreamSource]:
+    """
+    What [`~training.sources.load_sources`] reads, as streams: nothing is downloaded or copied as a whole.
+
+    Args:
+        dataset_name (`str`, *optional*): a data set on the Hub, or a folder with one.
+        dataset_config_name (`str`, *optional*): its configuration.
+        train_file, validation_file, test_file (`str` or `os.PathLike`, *optional*): files or folders, instead of
+            `dataset_name`.
+        image_folder (`str` or `os.PathLike`, *optional*): what relative image paths start from, if not the folder of
+            the file.
+        open_text_file (`Callable`, *optional*): takes a path and reads all other text files. Without it they are
+            refused.
+
+    Returns:
+        `dict[str, StreamSource]`: the splits, in the order in which they were given.
+
+    Raises:
+        `ValueError`: Nothing or too much is given, or a file has another ending.
+        `FileNotFoundError`: A file does not exist.
+    """
+    files = check_one_origin(dataset_name, train_file, validation_file, test_file)
+    base = None if image_folder is None else os.path.abspath(os.path.expanduser(image_folder))
+    if dataset_name is None:
+        return {split: _open_file(file, split, base, open_text_file) for split, file in files.items()}
+    folder = os.path.abspath(os.path.expanduser(dataset_name))
+    if os.path.isfile(os.path.join(folder, "dataset_dict.json")):
+        loaded = {split: rows.to_iterable_dataset() for split, rows in load_from_disk(folder).items()}
+    else:
+        loaded = load_dataset(dataset_name, dataset_config_name, streaming=True)
+    return {
+        str(split): StreamSource(stream, f"{split} split of {dataset_name}", base) for split, stream in loaded.items()
+    }
+
+
+def _open_file(file: str, split: str, base: str | None, open_text_file: OpenTextFile | None) -> StreamSource:
+    path = os.path.abspath(os.path.expanduser(file))
+    if os.path.isfile(os.path.join(path, "state.json")):
+        return StreamSource(load_from_disk(path).to_iterable_dataset(), f"{split} split ({path})", base or path)
+    if os.path.isdir(path):
+        found = [name for name in METADATA_FILES if os.path.isfile(os.path.join(path, name))]
+        path = os.path.join(path, (found or METADATA_FILES)[0])
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"The file {path} given for the {split} split does not exist.")
+    builder = _BUILDERS.get(os.path.splitext(path)[1].lower())
+    if builder is not None:
+        # Without this, the word "NA" and its like would become null.
+        options = {"keep_default_na": False} if builder == "csv" else {}
+        stream = load_dataset(builder, data_files={split: [path]}, split=split, streaming=True, **options)
+    elif open_text_file is not None:
+        stream = open_text_file(path)
+    else:
+        raise ValueError(f"{path} cannot be streamed: its ending is none of {', '.join(_BUILDERS)}.")
+    return StreamSource(stream, f"{split} split ({path})", base or os.path.dirname(path))
+
+
+def known_features(stream: IterableDataset, where: str) -> Features:
+    """
+    The columns of a stream and their types; where it does not know them (JSON, CSV), those of its first 1,000 rows.
+
+    Args:
+        stream (`datasets.IterableDataset`): any.
+        where (`str`): what to call it in a message.
+
+    Raises:
+        `ValueError`: The stream has no rows.
+    """
+    if stream.features is not None:
+        return stream.features
+    rows = list(stream.take(_LOOKED_AT))
+    if not rows:
+        raise ValueError(f"{where} has no rows.")
+    return Dataset.from_list(rows).features
