@@ -585,13 +585,8 @@ class VTFusionForSequenceClassification(_VTFusionWithClassifier):
             return_dict=True,
             **inputs,
         )
-        logits, text_logits = self.predict_both(
-            lambda hidden_state, mask: self.classifier(
-                self.dropout(pool_tokens(hidden_state, mask, self.config.pooling))
-            ),
-            outputs,
-            attention_mask,
-            with_text=labels is not None and self.config.text_loss_weight > 0,
+        logits, text_logits = self._predict(
+            outputs, attention_mask, with_text=labels is not None and self.config.text_loss_weight > 0
         )
         loss, losses = None, {}
         if labels is not None:
@@ -600,6 +595,19 @@ class VTFusionForSequenceClassification(_VTFusionWithClassifier):
             loss = self.combine_losses(outputs, losses, share)
         shared = self.shared_fields(VTFusionClassifierOutput, outputs)
         return VTFusionClassifierOutput(loss=loss, logits=logits, **losses, **shared)
+
+    def _predict(
+        self, outputs: VTFusionModelOutput, attention_mask: torch.Tensor | None, with_text: bool
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Logits `(B, num_labels)` from X_f, and those from X_t if they are wanted."""
+        return self.predict_both(
+            lambda hidden_state, mask: self.classifier(
+                self.dropout(pool_tokens(hidden_state, mask, self.config.pooling))
+            ),
+            outputs,
+            attention_mask,
+            with_text,
+        )
 
     def _losses(
         self,
@@ -646,9 +654,35 @@ class VTFusionForSequenceClassification(_VTFusionWithClassifier):
         return "multi_label_classification" if labels.is_floating_point() else "single_label_classification"
 
 
+class VTFusionAnswerMerge(nn.Module):
+    """
+    Multiplies a question with what it has seen: W_o (tanh(f(x_t)) * tanh(W_v norm x_v)), the point-wise merge of
+    [Antol et al. 2015](https://arxiv.org/abs/1505.00468) with a hidden layer f on the question. A sum can name what is
+    seen but not compare it with what was asked for. Where nothing was seen, as in a new model, x_v is zero and with it
+    the product; W_o itself must not start at zero, or the product is not learned.
+    """
+
+    def __init__(self, hidden_size: int, num_labels: int):
+        super().__init__()
+        self.transform = VTFusionLinear(hidden_size, hidden_size)
+        self.activation = nn.GELU()
+        self.question = VTFusionLinear(hidden_size, hidden_size)
+        # no bias on this side: nothing seen, nothing said
+        self.seen_norm = nn.LayerNorm(hidden_size, elementwise_affine=False)
+        self.seen = VTFusionLinear(hidden_size, hidden_size, bias=False)
+        self.output = VTFusionLinear(hidden_size, num_labels, bias=False)
+
+    def forward(self, question: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
+        """What the product adds to the logits `(B, num_labels)`, from vectors `(B, D)` of question and image."""
+        asked = self.question(self.activation(self.transform(question)))
+        return self.output(asked.tanh() * self.seen(self.seen_norm(seen)).tanh())
+
+
 class VTFusionForVisualQuestionAnswering(VTFusionForSequenceClassification):
     r"""
-    VTFusion that answers a question about a picture with one of `num_labels` answers. `labels` are answers `(B,)`, or
+    VTFusion that answers a question about a picture with one of `num_labels` answers: the head of
+    [`VTFusionForSequenceClassification`], and the product of the question with what the fusion has added to it
+    ([`VTFusionAnswerMerge`]). `labels` are answers `(B,)`, or
     soft scores `(B, num_labels)` from 0 to 1, as when people gave several answers (VQA v2); these are learned with
     binary cross-entropy, as in ViLT.
 
@@ -674,6 +708,32 @@ class VTFusionForVisualQuestionAnswering(VTFusionForSequenceClassification):
     """
 
     pipeline_class = VTFusionVisualQuestionAnsweringPipeline
+
+    def __init__(
+        self,
+        config: VTFusionConfig,
+        vision_model: PreTrainedModel | None = None,
+        text_model: PreTrainedModel | None = None,
+    ):
+        super().__init__(config, vision_model, text_model)
+        self.merge = VTFusionAnswerMerge(config.text_config.get_text_config().hidden_size, config.num_labels)
+        self.post_init()
+
+    def _predict(
+        self, outputs: VTFusionModelOutput, attention_mask: torch.Tensor | None, with_text: bool
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        logits, text_logits = super()._predict(outputs, attention_mask, with_text)
+        if outputs.visual_hidden_state is None:
+            return logits, text_logits
+        rows = slice(None) if outputs.fused_rows is None else outputs.fused_rows
+        mask = None if attention_mask is None else attention_mask[rows].bool()
+        fused: Any = outputs.last_hidden_state
+        question = pool_tokens(outputs.text_hidden_state[rows], mask, self.config.pooling)
+        # In a row without an image X_f is X_t, to the bit.
+        seen = pool_tokens(fused[rows], mask, self.config.pooling) - question
+        product = self.merge(self.dropout(question), seen)
+        logits = logits + product if outputs.fused_rows is None else logits.index_add(0, rows, product)
+        return logits, text_logits
 
 
 class VTFusionForQuestionAnswering(VTFusionHead):

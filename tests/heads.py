@@ -68,7 +68,7 @@ HEADS = {
         VTFusionForVisualQuestionAnswering,
         lambda rows: {"labels": (torch.arange(rows * 3).view(rows, 3) % 4) / 3},
         ("logits",),
-        CLASSIFIERS,
+        {*CLASSIFIERS, "merge"},
     ),
     "qa": Head(
         VTFusionForQuestionAnswering, span_labels, ("start_logits", "end_logits"), {"qa_outputs", "vision_classifier"}

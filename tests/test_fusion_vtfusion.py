@@ -503,10 +503,16 @@ def test_sequence_losses_equal_reference(head, case):
     def pooled(state: torch.Tensor) -> torch.Tensor:
         return {"mean": sum(state) / len(state), "first": state[0], "last": state[-1]}[model.config.pooling]
 
-    fusion, text = (
-        [linear(weights, "classifier", pooled(state)) for state in states]
-        for states in both_states(model, inputs, rows)
-    )
+    fused_states, texts = ([pooled(state) for state in states] for states in both_states(model, inputs, rows))
+    fusion, text = ([linear(weights, "classifier", state) for state in states] for states in (fused_states, texts))
+    if head is VTFusionForVisualQuestionAnswering:
+        for row, (fused, question) in enumerate(zip(fused_states, texts, strict=True)):
+            asked = linear(weights, "merge.question", gelu(linear(weights, "merge.transform", question))).tanh()
+            difference = fused - question
+            centred = difference - difference.mean()
+            normed = centred / ((centred**2).mean() + 1e-5).sqrt()
+            seen = (weights["merge.seen.weight"] @ normed).tanh()
+            fusion[row] = fusion[row] + weights["merge.output.weight"] @ (asked * seen)
     assert_near(outputs.logits, torch.stack(fusion), "logits")
     count = max(int((given != -100).sum()), 1)
     expected = {
