@@ -14,7 +14,7 @@ PYTEST := $(BIN)/pytest -n $(WORKERS) --dist worksteal
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-slow test-oldest lint format typecheck coverage docs wheel clean
+.PHONY: help install quickstart test test-slow test-oldest lint format typecheck coverage golden docs wheel clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,6 +52,9 @@ typecheck: $(INSTALLED)  ## mypy over the package, the scripts and the benchmark
 
 coverage: $(INSTALLED)  ## `make test` with a report of the lines that no test runs
 	$(PYTEST) --timeout 240 -m "not slow" --cov --cov-report term $(ARGS)
+
+golden: $(INSTALLED)  ## tests/golden/outputs.json: what later versions are compared with, see CONTRIBUTING.md
+	$(BIN)/python tests/golden_outputs.py
 
 docs: $(INSTALLED)  ## outputs/docs/index.html: the API reference, from the docstrings
 	$(BIN)/python docs/build_reference.py outputs/docs
