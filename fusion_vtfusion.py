@@ -11,13 +11,31 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .configuration_vtfusion import VTFusionConfig
 
-# A sharper softmax than this is one-hot in float32, and its gradient vanishes (the bound of CLIP's logit scale).
+# A sharper softmax than this is one-hot in float32, and its gradient vanishes (the bound of CLIP's logit scale). One
+# flatter than the inverse is even.
 MAX_LOGIT_SCALE = 100.0
 
 
 def at_least_float32(x: torch.Tensor) -> torch.Tensor:
     """Half precision to float32; float64 stays what it is."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def bounded_scale(log_scale: torch.Tensor) -> torch.Tensor:
+    """1 / temperature, from 1 / `MAX_LOGIT_SCALE` to `MAX_LOGIT_SCALE`, in at least float32."""
+    # Bounded before the exponential: behind it the gradient of an overflow is 0 * inf.
+    bound = math.log(MAX_LOGIT_SCALE)
+    return at_least_float32(log_scale).clamp(-bound, bound).exp()
+
+
+def unit_vectors(x: torch.Tensor) -> torch.Tensor:
+    """
+    Vectors of length 1 along the last dimension, in at least float32. A zero vector stays zero and gets no gradient:
+    that of `F.normalize` is 1e12 times what comes in, which half precision cannot hold.
+    """
+    x = at_least_float32(x)
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+    return x / norm.masked_fill(norm < 1e-12, torch.inf)
 
 
 # ------------------------------------------------------------------------------------------------------- alignment
@@ -114,7 +132,7 @@ class VTFusionLayer(GradientCheckpointingLayer):
 
     def scale(self) -> torch.Tensor:
         """1 / tau of each head, `(heads, 1, 1)`."""
-        return self.log_scale.exp().clamp(max=MAX_LOGIT_SCALE)[:, None, None]
+        return bounded_scale(self.log_scale)[:, None, None]
 
     def forward(
         self,
@@ -147,13 +165,13 @@ class VTFusionLayer(GradientCheckpointingLayer):
     def project_query(self, normed_text: torch.Tensor) -> torch.Tensor:
         """Scaled queries `(B, heads, L, D / heads)` of the tokens `(B, L, D)` after `text_norm`."""
         # The norm in float32: in half precision the squares of a wide vector overflow.
-        query = F.normalize(at_least_float32(self._split(self.query(normed_text))), dim=-1)
+        query = unit_vectors(self._split(self.query(normed_text)))
         return (query * self.scale()).to(normed_text.dtype)
 
     def project_image(self, image_state: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values, both `(B, heads, N, D / heads)`, of the image positions `(B, N, D)`: they know no text."""
         image = self.image_norm(image_state)
-        key = F.normalize(at_least_float32(self._split(self.key(image))), dim=-1).to(image.dtype)
+        key = unit_vectors(self._split(self.key(image))).to(image.dtype)
         return key, self._split(self.image_value(image))
 
     def read_image(
@@ -265,7 +283,7 @@ def pool_tokens(hidden_state: torch.Tensor, mask: torch.Tensor | None, how: str)
 
 def pool(hidden_state: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
     """Mean `(B, D)` over the positions that are there, as a unit vector; zero where none is."""
-    return F.normalize(at_least_float32(masked_mean(hidden_state, mask)), dim=-1).to(hidden_state.dtype)
+    return unit_vectors(masked_mean(hidden_state, mask)).to(hidden_state.dtype)
 
 
 def masked_mean(hidden_state: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
@@ -273,7 +291,10 @@ def masked_mean(hidden_state: torch.Tensor, mask: torch.Tensor | None) -> torch.
     if mask is None:
         return hidden_state.mean(dim=1)
     weights = mask.to(hidden_state.dtype)[..., None]
-    return (hidden_state * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
+    # A sum in half precision overflows long before the mean does.
+    dtype = torch.promote_types(hidden_state.dtype, torch.float32)
+    total = (hidden_state * weights).sum(dim=1, dtype=dtype)
+    return (total / weights.sum(dim=1, dtype=dtype).clamp(min=1)).to(hidden_state.dtype)
 
 
 # ---------------------------------------------------------------------------------------------------------- losses
@@ -441,10 +462,13 @@ def row_vision_loss(
         visual_mask (`torch.BoolTensor` of shape `(R, N)`, *optional*): which image positions are there.
         count (`torch.Tensor`): the number of labels to average over.
     """
-    # The fused kernels ask for values as wide as the keys.
-    values = F.pad(losses[..., None], (0, query.shape[-1] - 1)).to(query.dtype)
-    expected = attend(query, key, values[:, None].expand(-1, query.shape[1], -1, -1), visual_mask)
-    by_row = at_least_float32(masked_mean(expected[..., 0].mean(dim=1)[..., None], text_mask).squeeze(-1))
+    # In float32 even under autocast: half precision cannot hold a squared error above 65,504.
+    with torch.autocast(query.device.type, enabled=False):
+        query, key, losses = (at_least_float32(x) for x in (query, key, losses))
+        # The fused kernels ask for values as wide as the keys.
+        values = F.pad(losses[..., None], (0, query.shape[-1] - 1))
+        expected = attend(query, key, values[:, None].expand(-1, query.shape[1], -1, -1), visual_mask)
+    by_row = masked_mean(expected[..., 0].mean(dim=1)[..., None], text_mask).squeeze(-1)
     if visual_mask is not None:
         by_row = torch.where(visual_mask.any(dim=-1), by_row, 0.0)
     return by_row.sum() / count

@@ -13,7 +13,6 @@ from transformers.utils import ModelOutput, can_return_tuple
 from .base_vtfusion import VTFusionPreTrainedModel, VTFusionVisionModel, accepts
 from .configuration_vtfusion import VTFusionConfig
 from .fusion_vtfusion import (
-    MAX_LOGIT_SCALE,
     VTFusionGatedFusion,
     VTFusionLayer,
     VTFusionLinear,
@@ -21,6 +20,7 @@ from .fusion_vtfusion import (
     at_least_float32,
     attention_map,
     binary_loss,
+    bounded_scale,
     contrastive_loss,
     count_labels,
     hard_negatives,
@@ -229,7 +229,7 @@ class VTFusionModel(VTFusionVisionModel):
 
     def contrastive_scale(self) -> torch.Tensor:
         """1 / temperature of the contrastive loss, a scalar."""
-        return self.contrastive_log_scale.exp().clamp(max=MAX_LOGIT_SCALE)
+        return bounded_scale(self.contrastive_log_scale)
 
     def pool_text(self, text_hidden_state: torch.Tensor, text_mask: torch.Tensor | None = None) -> torch.Tensor:
         """Mean of the projected tokens `(B, D)`, as a unit vector, of X_t `(B, L, text_hidden_size)`."""

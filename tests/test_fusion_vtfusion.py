@@ -37,6 +37,7 @@ from vtfusion.fusion_vtfusion import (
     row_vision_loss,
     span_cross_entropy,
     token_cross_entropy,
+    unit_vectors,
     vision_loss,
 )
 
@@ -391,6 +392,39 @@ def test_forward_equals_reference_on_pixels():
     for row, expected in enumerate(reference_rows(model, inputs)):
         for name in ("visual_hidden_state", "visual_context", "fusion_gate", "last_hidden_state"):
             assert_near(outputs[name][row], expected[name], name)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("log_scale", "expected"), [(50.0, 100.0), (1000.0, 100.0), (-50.0, 0.01), (1.5, math.exp(1.5))]
+)
+def test_bounds_of_the_temperature_let_no_gradient_overflow(log_scale, expected, dtype):
+    model = make_model(contrastive_loss_weight=0.1).to(dtype).vtfusion
+    layer = model.fusion_layers[0]
+    with torch.no_grad():
+        layer.log_scale.fill_(log_scale)
+        model.contrastive_log_scale.fill_(log_scale)
+    scale = layer.scale()
+    torch.testing.assert_close(scale.float(), torch.full((2, 1, 1), expected), rtol=1e-5, atol=0)
+    assert model.contrastive_scale().item() == pytest.approx(expected, rel=1e-5)
+    (scale.sum() + model.contrastive_scale()).backward()
+    inside = expected if log_scale == 1.5 else 0.0
+    for parameter in (layer.log_scale, model.contrastive_log_scale):
+        torch.testing.assert_close(
+            parameter.grad.float(), torch.full_like(parameter, inside).float(), rtol=0.01, atol=0
+        )
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16])
+def test_unit_vectors(dtype):
+    x = torch.tensor([[3.0, 4.0], [0.0, 0.0], [0.0, -1e-4]], dtype=dtype, requires_grad=True)
+    unit = unit_vectors(x)
+    assert unit.dtype == torch.promote_types(dtype, torch.float32)
+    torch.testing.assert_close(unit, torch.tensor([[0.6, 0.8], [0.0, 0.0], [0.0, -1.0]], dtype=unit.dtype))
+    (unit * torch.tensor([1.0, 2.0])).sum().backward()
+    # of (x + 2 y) / |(x, y)|; a zero vector has no direction to turn from
+    expected = torch.tensor([[-0.064, 0.048], [0.0, 0.0], [1e4, 0.0]], dtype=dtype)
+    torch.testing.assert_close(x.grad, expected, rtol=1e-2, atol=5e-3)
 
 
 def test_temperature_is_bounded():
@@ -828,6 +862,22 @@ def test_row_vision_loss_equals_naive_one_and_its_gradient(masked):
         assert_near(ours[name].grad, theirs[name].grad, name)
 
 
+@pytest.mark.parametrize("autocast", [False, True])
+def test_row_vision_loss_of_errors_beyond_float16(autocast):
+    """The squared error of a label of 2,000 is more than float16 holds."""
+    generator = torch.Generator().manual_seed(0)
+    query, key = torch.randn(2, 2, 4, 3, generator=generator), torch.randn(2, 2, 5, 3, generator=generator)
+    losses = torch.rand(2, 5, generator=generator) * 1e3 + 4e6
+    expected = row_vision_loss(losses, query, key, None, None, torch.tensor(2))
+    query, key = query.half().requires_grad_(), key.half().requires_grad_()
+    with torch.autocast("cpu", dtype=torch.float16, enabled=autocast):
+        loss = row_vision_loss(losses, query, key, None, None, torch.tensor(2))
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0)
+    loss.backward()
+    for part in (query, key):
+        assert part.grad.any() and torch.isfinite(part.grad).all()
+
+
 def test_span_cross_entropy_by_hand():
     logits = torch.tensor([[[0.0, 1.0], [0.0, 3.0]], [[2.0, 0.0], [4.0, 0.0]]])
     first = [math.log(2), math.log(1 + math.e**2)]
@@ -937,6 +987,17 @@ def test_pool_tokens(how):
             torch.testing.assert_close(found, expected)
     nothing = pool_tokens(state, torch.zeros(3, 5, dtype=torch.bool), how)
     assert torch.isfinite(nothing).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_mean_of_states_whose_sum_half_precision_cannot_hold(dtype):
+    state = torch.full((2, 300, 4), 30_000.0, dtype=dtype, requires_grad=True)
+    mask = torch.arange(300).expand(2, -1) < torch.tensor([[300], [257]])
+    for mean in (masked_mean(state, mask), masked_mean(state, None)):
+        assert mean.dtype == dtype
+        torch.testing.assert_close(mean.float(), torch.full((2, 4), 30_000.0), rtol=0.002, atol=0)
+    masked_mean(state, mask).sum().backward()
+    torch.testing.assert_close(state.grad[1, :257].float(), torch.full((257, 4), 1 / 257), rtol=0.01, atol=0)
 
 
 def test_masked_mean_of_nothing_is_zero():
