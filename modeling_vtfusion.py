@@ -326,6 +326,17 @@ def check_label_range(labels: torch.Tensor, num_labels: int, name: str = "labels
         _raise_outside(labels, ((labels < 0) & (labels != -100)) | (labels >= num_labels), num_labels - 1, name)
 
 
+def check_not_padding(positions: torch.Tensor, attention_mask: torch.Tensor, name: str) -> None:
+    """Places `(B,)` of tokens that are there, or -100; a text without any token has no such place, and may give any."""
+    if positions.device.type == "cpu" and not torch.compiler.is_compiling():
+        there = attention_mask.bool()
+        found = there.gather(1, positions.clamp(min=0)[:, None]).squeeze(1)
+        padding = (positions >= 0) & ~found & there.any(dim=1)
+        if padding.any():
+            row = int(padding.nonzero()[0])
+            raise ValueError(f"Row {row}, field `{name}`: {int(positions[row])} is padding.")
+
+
 def check_score_range(labels: torch.Tensor) -> None:
     """Labels from 0 to 1 for each class, or -100: beyond them a binary cross-entropy falls without end."""
     if labels.device.type == "cpu" and not torch.compiler.is_compiling():
@@ -834,6 +845,8 @@ class VTFusionForQuestionAnswering(VTFusionHead):
                     torch.where(positions < 0, positions, torch.maximum(positions, first))
                     for positions in (start_positions, end_positions)
                 )
+                check_not_padding(start_positions, attention_mask, "start_positions")
+                check_not_padding(end_positions, attention_mask, "end_positions")
             losses["fusion_loss"] = span_cross_entropy(logits, start_positions, end_positions)
             if text_logits is not None:
                 losses["text_loss"] = span_cross_entropy(text_logits, start_positions, end_positions)

@@ -426,6 +426,17 @@ def test_wrong_positions_raise(changes, message):
         make_head("qa")(**tiny_inputs("precomputed"), **HEADS["qa"].labels(2) | changes)
 
 
+@pytest.mark.parametrize(
+    ("start", "end", "message"), [([1, 5], [2, 6], "`start_positions`: 5"), ([1, 2], [2, 6], "`end_positions`: 6")]
+)
+def test_an_answer_in_the_padding_raises(start, end, message):
+    """Its loss would be the lowest number there is: two of them overflow."""
+    with pytest.raises(ValueError, match=rf"Row 1, field {message} is padding"):
+        make_head("qa")(
+            **tiny_inputs("precomputed"), start_positions=torch.tensor(start), end_positions=torch.tensor(end)
+        )
+
+
 @pytest.mark.parametrize("head", ["token", "mlm", "pretraining"])
 def test_wrong_labels_of_tokens_raise(head):
     model, inputs, labels = make_head(head), tiny_inputs("precomputed"), HEADS[head].labels(2)["labels"]
