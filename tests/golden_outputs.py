@@ -153,7 +153,9 @@ def stored_outputs() -> Outputs:
 
 def differences(stored: Outputs, found: Outputs) -> list[str]:
     """What differs by more than the rounding of other versions and machines."""
-    result = [f"{name}: only {'stored' if name in stored else 'found'}" for name in sorted(stored.keys() ^ found.keys())]
+    result = [
+        f"{name}: only {'stored' if name in stored else 'found'}" for name in sorted(stored.keys() ^ found.keys())
+    ]
     for name in stored.keys() & found.keys():
         old, new = stored[name], found[name]
         near = (math.isclose(*pair, rel_tol=1e-6, abs_tol=1e-8) for pair in zip(old, new, strict=False))
