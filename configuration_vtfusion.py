@@ -41,8 +41,8 @@ class VTFusionConfig(PreTrainedConfig):
             Probability with which a row loses all its images in a training step, so that the model stays good on rows
             without one. A row that loses them gets the text-only result, as any row without an image.
         temperature_init (`float`, *optional*, defaults to 0.1):
-            Initial temperature τ of every head: attention is softmax(cosine / τ). It is learned, and used as 0.01 to 100
-            where it goes beyond.
+            Initial temperature τ of every head: attention is softmax(cosine / τ). It is learned, between
+            bounds of 0.01 and 100.
         fusion_loss_weight (`float`, *optional*, defaults to 1.0):
             Weight of the loss of the fused representation, L_ct.
         text_loss_weight (`float`, *optional*, defaults to 0.5):
