@@ -738,8 +738,9 @@ class VTFusionForVisualQuestionAnswering(VTFusionForSequenceClassification):
             return logits, text_logits
         rows = slice(None) if outputs.fused_rows is None else outputs.fused_rows
         mask = None if attention_mask is None else attention_mask[rows].bool()
+        text: Any = outputs.text_hidden_state
         fused: Any = outputs.last_hidden_state
-        question = pool_tokens(outputs.text_hidden_state[rows], mask, self.config.pooling)
+        question = pool_tokens(text[rows], mask, self.config.pooling)
         # In a row without an image X_f is X_t, to the bit.
         seen = pool_tokens(fused[rows], mask, self.config.pooling) - question
         product = self.merge(self.dropout(question), seen)

@@ -166,7 +166,7 @@ def pair_by_retrieval(
         "ids": [image.image_id for image in retriever.bank.images],
     }
 
-    def keep(scores: np.ndarray, places: np.ndarray) -> dict[str, np.ndarray]:
+    def keep(scores: np.ndarray, places: np.ndarray) -> dict[str, Any]:
         kept = places >= 0
         if score_threshold is not None:
             kept &= scores >= score_threshold
@@ -188,7 +188,7 @@ def _found_columns(
     indices: list[int],
     retriever: ImageRetriever,
     top_k: int,
-    keep: Callable[[np.ndarray, np.ndarray], dict[str, np.ndarray]],
+    keep: Callable[[np.ndarray, np.ndarray], dict[str, Any]],
     **kwargs: Any,
 ) -> dict[str, list]:
     """[`_picked_columns`] of texts that are searched with as they come."""
