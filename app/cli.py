@@ -139,6 +139,9 @@ def predict(
     context_column: Annotated[str | None, typer.Option(help="Column of the text that holds the answer.")] = None,
     image_column: Annotated[str | None, typer.Option(help="Column of the image or images.")] = None,
     image_folder: Annotated[Path | None, typer.Option(help="What relative image paths start from.")] = None,
+    allow_outside_paths: Annotated[
+        bool, typer.Option("--allow-outside-paths", help="Open images outside of the file's folder too.")
+    ] = False,
     on_bad_image: Annotated[OnBadImage, typer.Option(help="What an unreadable image does.")] = OnBadImage.error,
     batch_size: Annotated[int, typer.Option(min=1, help="Texts in a batch.")] = 16,
     revision: Annotated[str, typer.Option(help="Branch, tag or commit of the model.")] = "main",
@@ -153,7 +156,7 @@ def predict(
 
     pipe = load_pipeline(model, revision, device)
     columns = {"text": text_column, "question": question_column, "context": context_column}
-    rows = load_examples(file, pipe, columns, image_column, image_folder)
+    rows = load_examples(file, pipe, columns, image_column, image_folder, allow_outside_paths)
     count = predict_file(pipe, rows, output, batch_size, on_bad_image)
     typer.echo(f"{count:,} predictions: {output}")
 

@@ -4,9 +4,9 @@ Folds of MVSA-Single that share no tweet: texts or pictures that occur twice, by
 
 python benchmarks/mvsa_folds.py --data_dir mvsa-single --output_dir outputs/mvsa
 
-Writes `fold-K/{train,valid,test}.jsonl` with absolute picture paths for K = 0 … 4: the test parts are a partition of the
-labelled tweets, stratified by label (scikit-learn's `StratifiedGroupKFold`); one tenth of the rest chooses the epoch and
-the settings.
+Writes `fold-K/{train,valid,test}.jsonl` for K = 0 … 4, with picture paths that start from `data_dir` (train with
+`--image_folder mvsa-single`): the test parts are a partition of the labelled tweets, stratified by label (scikit-learn's
+`StratifiedGroupKFold`); one tenth of the rest chooses the epoch and the settings.
 """
 
 import hashlib
@@ -46,7 +46,7 @@ def group(rows: list[dict[str, Any]], folder: Path) -> list[int]:
 def main(args: FoldArguments) -> None:
     from sklearn.model_selection import StratifiedGroupKFold
 
-    folder = Path(args.data_dir).resolve()
+    folder = Path(args.data_dir)
     lines = (folder / "train.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [json.loads(line) for line in lines]
     groups = group(rows, folder)
@@ -66,8 +66,7 @@ def main(args: FoldArguments) -> None:
         for name, part in (("train", train), ("valid", valid), ("test", list(test))):
             with open(output / f"{name}.jsonl", "w", encoding="utf-8") as file:
                 for index in part:
-                    record = {**rows[index], "image": str(folder / rows[index]["image"])}
-                    file.write(json.dumps(record, ensure_ascii=False) + "\n")
+                    file.write(json.dumps(rows[index], ensure_ascii=False) + "\n")
         print(f"{output}: {len(train):,} train, {len(valid):,} valid, {len(test):,} test")
     print(f"{len(rows):,} tweets in {len(set(groups)):,} groups")
 

@@ -4,7 +4,8 @@ Real data sets as the task scripts read them, with a part of the training set as
 
 python benchmarks/task_data.py --data_dir data --output_dir outputs
 
-Writes, each with `train.jsonl`, `valid.jsonl`, `test.jsonl` and absolute picture paths:
+Writes, each with `train.jsonl`, `valid.jsonl`, `test.jsonl` and picture paths that start from `data_dir` (train with
+`--image_folder data`):
 
 - `easy-vqa/`: `question`, `answer`; a tenth of the training pictures, with all of their questions, is valid.
 - `flickr/`: `text` (five captions), 850 pictures to train on, 50 to choose on, 100 to test on.
@@ -38,10 +39,10 @@ class TaskDataArguments:
     seed: int = field(default=0, metadata={"help": "Of the choice of pictures set aside."})
 
 
-def read(path: Path) -> list[dict[str, Any]]:
-    """The rows of a file of JSON lines, with absolute picture paths."""
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return [{**row, "image": str((path.parent / row["image"]).resolve())} for row in rows]
+def read(data: Path, name: str) -> list[dict[str, Any]]:
+    """The rows of a file of JSON lines, with picture paths that start from the folder `data`."""
+    rows = [json.loads(line) for line in (data / name).read_text(encoding="utf-8").splitlines()]
+    return [{**row, "image": str(Path(name).parent / row["image"])} for row in rows]
 
 
 def write(folder: Path, **splits: Iterable[dict[str, Any]]) -> None:
@@ -97,19 +98,17 @@ def behind_news(rows: list[dict[str, Any]], news: list[str], count: int = 500) -
 def main(args: TaskDataArguments) -> None:
     data, output = Path(args.data_dir), Path(args.output_dir)
 
-    train, valid = set_aside(read(data / "easy-vqa" / "train.jsonl"), 400, args.seed)
-    write(output / "easy-vqa", train=train, valid=valid, test=read(data / "easy-vqa" / "test.jsonl"))
+    train, valid = set_aside(read(data, "easy-vqa/train.jsonl"), 400, args.seed)
+    write(output / "easy-vqa", train=train, valid=valid, test=read(data, "easy-vqa/test.jsonl"))
 
-    pictures = [
-        {"text": row["captions"], "image": row["image"]} for row in read(data / "flickr8k-1000/metadata.jsonl")
-    ]
+    pictures = [{"text": row["captions"], "image": row["image"]} for row in read(data, "flickr8k-1000/metadata.jsonl")]
     rest, test = set_aside(pictures, 100, args.seed)
     train, valid = set_aside(rest, 50, args.seed)
     write(output / "flickr", train=train, valid=valid, test=test)
 
-    receipts = read(data / "sroie-receipts" / "train.jsonl")
+    receipts = read(data, "sroie-receipts/train.jsonl")
     valid = receipt_questions(receipts[450:])
-    test = receipt_questions(read(data / "sroie-receipts" / "valid.jsonl"))
+    test = receipt_questions(read(data, "sroie-receipts/valid.jsonl"))
     write(output / "receipt-questions", train=receipt_questions(receipts[:450]), valid=valid, test=test)
     lines = (data / "conll2003" / "test.txt").read_text(encoding="utf-8").splitlines()
     news = [line.split()[0] for line in lines if line.strip() and not line.startswith("-DOCSTART-")]

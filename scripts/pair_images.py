@@ -122,7 +122,7 @@ class PairingArguments:
         default=None,
         metadata={
             "help": "Copy the files of the pictures into the rows (default), so that the folder needs nothing else, or "
-            "(False) keep their paths, which saves disk."
+            "(False) keep their paths, which saves disk; --image_folder then tells the task scripts where they lie."
         },
     )
     contact_sheet_rows: int = field(default=24, metadata={"help": "Texts on the contact sheet; 0 for no sheet."})
@@ -179,11 +179,12 @@ def main(source_args: TokenSourceArguments, args: PairingArguments) -> None:
     def given(*names: str) -> dict[str, Any]:
         return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
 
+    outside = {"allow_outside_paths": source_args.allow_outside_paths}
     bank: Any = None
     if args.image_bank is not None:
-        bank = ImageBank.from_folder(args.image_bank, **given("kinds", "match_case"))
+        bank = ImageBank.from_folder(args.image_bank, **given("kinds", "match_case"), **outside)
     if args.strategy == "manifest":
-        paired = pairing.pair_by_manifest(dataset, **given("manifest_file", "id_column", "num_proc"))
+        paired = pairing.pair_by_manifest(dataset, **given("manifest_file", "id_column", "num_proc"), **outside)
     elif args.strategy == "lexicon":
         paired = pairing.pair_by_lexicon(dataset, bank, **given("max_images", "num_proc"))
     elif args.strategy == "retrieval":
@@ -205,7 +206,9 @@ def main(source_args: TokenSourceArguments, args: PairingArguments) -> None:
     if args.streaming:
         labelled = paired = load_from_disk(args.output_dir)
         if source_args.tags_column or set(TAGS_COLUMNS) & set(next(iter(paired.values())).column_names):
-            labelled = load_token_classification_dataset(args.output_dir, tags_column=source_args.tags_column)
+            labelled = load_token_classification_dataset(
+                args.output_dir, tags_column=source_args.tags_column, allow_outside_paths=True
+            )
     settings = {**dataclasses.asdict(source_args), **dataclasses.asdict(args)}
     report: dict[str, Any] = {
         "strategy": args.strategy,
@@ -235,6 +238,9 @@ def main(source_args: TokenSourceArguments, args: PairingArguments) -> None:
         except ImportError as error:  # the HTML page shows the same
             logging.get_logger("pair_images").warning("contact_sheet.png is left out: %s", error)
     print(f"Saved to {args.output_dir}")
+    if args.embed_images is False:
+        place = args.image_bank or os.path.dirname(str(args.manifest_file)) or "."
+        print(f"The pictures stay where they are: train with --image_folder {place}")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,12 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"  # the workers share the cores
 
 import pytest  # noqa: E402
+from hypothesis import settings  # noqa: E402
 from transformers import set_seed  # noqa: E402
+
+# The same examples every time, and no limit that a busy machine would exceed.
+settings.register_profile("tests", deadline=None, derandomize=True, max_examples=100)
+settings.load_profile("tests")
 
 
 def pytest_unconfigure() -> None:

@@ -260,7 +260,7 @@ def test_conll_of_tweets(load, tmp_path):
     paths = [row and row[0]["path"] for row in paired["images"]]
     assert paths == [None, str(tmp_path / "pictures" / "7.png"), str(tmp_path / "pictures" / "8.jpg")]
     (tmp_path / "pictures" / "8.jpg").unlink()
-    with pytest.raises(FileNotFoundError, match=r"row 2: the image file .*8\.jpg is missing"):
+    with pytest.raises(FileNotFoundError, match=r"row 2, column 'image': the image file .*8\.jpg is missing"):
         load(train_file=tmp_path / "a.txt", image_folder=tmp_path / "pictures")
 
 
@@ -549,14 +549,16 @@ def test_missing_image_files_are_found_before_training(load, pictures):
     with pytest.raises(FileNotFoundError) as error:
         load(train_file=file)
     message = str(error.value)
-    assert f"train split ({file}), column 'image', row 2: the image file {pictures / 'images' / 'gone.png'}" in message
+    assert f"train split ({file}), row 2, column 'image': the image file {pictures / 'images' / 'gone.png'}" in message
     assert "1 other" in message
 
     for name in ("gone.png", "lost.png"):
         (pictures / "images" / name).touch()
     assert load(train_file=file)["train"]["images"][2] is not None
     (pictures / "images" / "lost.png").unlink()
-    with pytest.raises(FileNotFoundError, match=r"row 4: the image file .*lost\.png"):  # not hidden by the cache
+    with pytest.raises(
+        FileNotFoundError, match=r"row 4, column 'image': the image file .*lost\.png"
+    ):  # not hidden by the cache
         load(train_file=file)
 
 

@@ -139,7 +139,7 @@ def test_errors_of_sources_and_images(loader, tmp_path, picture):
         load([{**loader.rows[0], "image": picture, "images": [picture]}])
     with pytest.raises(ValueError, match=r"row 1, column 'image': expected the path of an image.* got 3"):
         load([{**loader.rows[0], "image": image} for image in (None, 3)])
-    with pytest.raises(FileNotFoundError, match=r"row 0: the image file .*gone\.png is missing"):
+    with pytest.raises(FileNotFoundError, match=r"row 0, column 'image': the image file .*gone\.png is missing"):
         load([{**loader.rows[0], "image": "gone.png"}])
     two = load([{**loader.rows[0], "photos": [picture, picture]}], image_column="photos")["train"]
     assert two["images"][0] == [{"bytes": None, "path": picture}] * 2

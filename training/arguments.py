@@ -142,6 +142,13 @@ class SourceArguments:
     test_file: str | None = field(default=None, metadata={"help": "As `train_file`."})
     image_column: str | None = field(default=None, metadata={"help": "Column of the image or images."})
     image_folder: str | None = field(default=None, metadata={"help": "Folder that relative image paths start from."})
+    allow_outside_paths: bool = field(
+        default=False,
+        metadata={
+            "help": "Open images that lie neither in the folder of the data nor in `image_folder`. Only if you trust the "
+            "data: it may name any image on this machine."
+        },
+    )
 
     def origin(self) -> dict[str, Any]:
         """Where the data is: the arguments of `open_streams`."""

@@ -32,8 +32,9 @@ from ..images_vtfusion import decode_image
 from ..processing_vtfusion import VTFusionProcessor
 from .arguments import CaptionDataArguments, VTFusionTrainingArguments
 from .collator import FusionCollator
+from .image_paths import ImageFolders, image_item
 from .images import RowKeys
-from .sources import Source, find_column, find_columns, image_item
+from .sources import Source, find_column, find_columns
 from .streams import open_streams
 from .text_data import CAPTION_COLUMNS, load_caption_dataset, read_captions
 
@@ -187,7 +188,7 @@ class CaptionStream(TorchIterableDataset):
         stream (`datasets.IterableDataset`): the rows, undecoded.
         text_column (`str`): where the caption or the captions are.
         image_column (`str`, *optional*): where the image or the images are.
-        folder (`str`, *optional*): what relative image paths start from.
+        folders ([`ImageFolders`]): where the images lie.
         where (`str`): split and source, for messages.
         max_images (`int`, *optional*): images of a row beyond this number are left out.
         shuffle_buffer_size (`int`, *optional*): rows to shuffle; by default they stay in order.
@@ -200,14 +201,14 @@ class CaptionStream(TorchIterableDataset):
         stream: IterableDataset,
         text_column: str,
         image_column: str | None,
-        folder: str | None,
+        folders: ImageFolders,
         where: str,
         max_images: int | None = None,
         shuffle_buffer_size: int = 1,
         seed: int = 0,
         repeat: bool = False,
     ):
-        self.stream, self.where, self.folder = stream, where, folder
+        self.stream, self.where, self.folders = stream, where, folders
         self.text_column, self.image_column, self.max_images = text_column, image_column, max_images
         self.shuffle_buffer_size, self.seed, self.repeat = shuffle_buffer_size, seed, repeat
         self.skip_batches, self.batch_size = 0, 1
@@ -252,8 +253,12 @@ class CaptionStream(TorchIterableDataset):
         captions = read_captions({"text": [row[self.text_column]]}, [index], "text", self.where, 0)["text"]
         value = None if self.image_column is None else row[self.image_column]
         where = f"{self.where}, row {index}, column {self.image_column!r}"
-        items = [image_item(item, self.folder, where) for item in (value if isinstance(value, list) else [value])]
+        values = value if isinstance(value, list) else [value]
+        items = [image_item(item, self.folders.base, where) for item in values]
         images = [item for item in items if item is not None][: self.max_images]
+        paths = [item["path"] for item in images if item["bytes"] is None]
+        if outside := self.folders.outside(paths):
+            raise self.folders.refuse(next(path for path in paths if path in outside), where)
         return {"captions": captions, "images": images, "where": where, "row": place}
 
 
@@ -274,7 +279,7 @@ def open_caption_streams(
     """
     streams = {}
     for split, opened in open_streams(**data_args.origin()).items():
-        stream, where, folder = opened.stream, opened.where, opened.folder
+        stream, where, folders = opened.stream, opened.where, opened.folders
         if stream.features is not None:
             stream = stream.decode(False)
         first = next(iter(stream), None)
@@ -283,7 +288,7 @@ def open_caption_streams(
         # The finders of columns look at the names alone.
         names = Dataset.from_dict({name: [0] for name in first})
         image_columns = Source.image_columns if data_args.dataset_name else (*Source.image_columns, "file_name")
-        source = Source(names, where, folder, image_columns)
+        source = Source(names, where, folders, image_columns)
         (text,) = find_columns(source, {"text_column": (data_args.text_column, CAPTION_COLUMNS)})
         image = find_column("image_column", data_args.image_column, source.image_columns, source, needed=False)
         if image is None:
@@ -297,7 +302,7 @@ def open_caption_streams(
             stream if limit is None else stream.take(limit),
             text,
             image,
-            folder,
+            folders,
             where,
             data_args.max_images,
             shuffle_buffer_size if train else 1,

@@ -20,7 +20,8 @@ from datasets import (
 )
 from datasets.exceptions import DatasetGenerationError
 
-from .sources import CACHE_VERSION, Source, find_columns, join_columns, load_sources, map_columns, parse_cell, shorten
+from .image_paths import shorten
+from .sources import CACHE_VERSION, Source, find_columns, join_columns, load_sources, map_columns, parse_cell
 from .streams import known_features, open_streams
 from .tags import SCHEMES, detect_scheme, find_stray_inside_tags, iob2_label_names, split_tag, to_iob2
 
@@ -45,6 +46,7 @@ def load_token_classification_dataset(
     image_folder: str | os.PathLike | None = None,
     revision: str | None = None,
     cache_dir: str | os.PathLike | None = None,
+    allow_outside_paths: bool = False,
 ) -> DatasetDict:
     """
     Loads a data set of words, entity tags and, where there are any, images. No image is opened here; that the files
@@ -71,7 +73,8 @@ def load_token_classification_dataset(
             `tags`, `labels` or `ner`.
         image_column (`str`, *optional*):
             Column with the image or the list of images of a row: a path, `{"bytes", "path"}`, or an `Image` feature.
-            Null, `""` and an empty list mean no image. Found by itself if it is called `images` or `image`.
+            Null, `""` and an empty list mean no image. Found by itself if it is called `images` or `image`. A path
+            may be relative or absolute; URLs are refused.
         label_names (`Sequence[str]`, *optional*):
             What the integers in the tags column mean, where the file does not say. For tags that are strings: the
             labels and their order, for instance those of a trained model.
@@ -80,6 +83,9 @@ def load_token_classification_dataset(
         image_folder (`str` or `os.PathLike`, *optional*):
             What relative image paths start from, if not the folder of the file. For CoNLL files with `IMGID:` lines:
             the folder with the images, each named after its id.
+        allow_outside_paths (`bool`, *optional*, defaults to `False`):
+            Whether an image may lie anywhere. By default a path that leads out of the folder of the data and out of
+            `image_folder`, itself or by a link, is an error: a file from others could name any image on this machine.
         revision (`str`, *optional*):
             Branch, tag or commit of the data set on the Hub.
         cache_dir (`str` or `os.PathLike`, *optional*):
@@ -119,6 +125,7 @@ def load_token_classification_dataset(
         revision,
         cache_dir,
         load_text_file=_load_conll,
+        allow_outside_paths=allow_outside_paths,
     )
     texts: dict[str, Dataset] = {}
     used: dict[str, set[str]] = {}
@@ -145,13 +152,14 @@ def open_token_streams(
     test_file: str | os.PathLike | None = None,
     tokens_column: str | None = None,
     image_folder: str | os.PathLike | None = None,
+    allow_outside_paths: bool = False,
 ) -> IterableDatasetDict:
     """
     The words of what [`load_token_classification_dataset`] loads, row by row: for data that is too large to be kept on
     the disk as a whole. Tags are not looked at; texts without any are welcome.
 
     Args:
-        dataset_name, dataset_config_name, train_file, validation_file, test_file, image_folder:
+        dataset_name, dataset_config_name, train_file, validation_file, test_file, image_folder, allow_outside_paths:
             As there.
         tokens_column (`str`, *optional*):
             As there.
@@ -173,12 +181,13 @@ def open_token_streams(
         test_file,
         image_folder,
         open_text_file=_stream_conll,
+        allow_outside_paths=allow_outside_paths,
     )
     for split, source in opened.items():
         stream = source.stream if source.stream.features is None else source.stream.decode(False)
         features = known_features(stream, source.where)
         # The finders of columns look at the names alone.
-        names = Source(Dataset.from_dict({name: [0] for name in features}), source.where, source.folder)
+        names = Source(Dataset.from_dict({name: [0] for name in features}), source.where, source.folders)
         (tokens,) = find_columns(names, {"tokens_column": (tokens_column, _TOKENS_COLUMNS)})
         others = {name: feature for name, feature in features.items() if name not in (tokens, "tokens")}
         streams[split] = stream.map(

@@ -23,9 +23,10 @@ from ..processing_vtfusion import VTFusionProcessor
 from .arguments import GenerationArguments, GenerationDataArguments, GenerationModelArguments
 from .collator import FusionCollator
 from .fine_tuning import limit_rows, map_to_windows, read_records
+from .image_paths import shorten
 from .images import RowKeys
 from .loading import load_model
-from .sources import find_column, find_columns, join_columns, load_sources, map_columns, parse_cell, shorten
+from .sources import find_column, find_columns, join_columns, load_sources, map_columns, parse_cell
 from .squad_f1 import normalized_words
 from .trainer import VTFusionTrainer
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+from .image_paths import ImageFolders, image_item
+
 MATCH_CASES = ("capital", "ignore", "exact")
 
 
@@ -134,6 +136,7 @@ class ImageBank:
         max_words: int = 6,
         match_case: str = "capital",
         kinds: Sequence[str] | None = None,
+        allow_outside_paths: bool = False,
     ) -> "ImageBank":
         """
         Reads a folder with a `metadata.jsonl`, a row for each picture: `image` (or `file_name`; the file, relative to
@@ -146,22 +149,26 @@ class ImageBank:
                 See [`ImageBank`].
             kinds (`Sequence[str]`, *optional*):
                 See [`ImageBank.select_kinds`]. By default all kinds, in the order of the file.
+            allow_outside_paths (`bool`, *optional*, defaults to `False`):
+                Whether pictures may lie outside of the folder.
 
         Raises:
             `FileNotFoundError`: There is no `metadata.jsonl`, or a picture that it names is missing.
-            `ValueError`: A line is not as described (file, line and field are named), or a kind does not occur.
+            `ValueError`: A line is not as described, or its picture lies outside of the folder (file, line and field are
+            named), or a kind does not occur.
         """
         folder = os.path.abspath(os.path.expanduser(path))
         metadata = os.path.join(folder, "metadata.jsonl")
         if not os.path.isfile(metadata):
             raise FileNotFoundError(f"The image bank {folder} has no metadata.jsonl.")
+        folders = ImageFolders.of_file(folder, allow_outside_paths=allow_outside_paths)
         images: dict[str, BankImage] = {}
         with open(metadata, encoding="utf-8-sig") as file:
             for number, line in enumerate(file, 1):
                 if not line.strip():
                     continue
                 where = f"{metadata}, line {number}"
-                image = _read_bank_image(line, folder, where)
+                image = _read_bank_image(line, folders, where)
                 if image.image_id in images:
                     raise ValueError(
                         f"{where}: the image id {image.image_id!r} was there before. Give each row a different 'id'."
@@ -221,7 +228,7 @@ class ImageBank:
         return matches
 
 
-def _read_bank_image(line: str, folder: str, where: str) -> BankImage:
+def _read_bank_image(line: str, folders: ImageFolders, where: str) -> BankImage:
     try:
         row = json.loads(line)
     except json.JSONDecodeError as error:
@@ -229,7 +236,8 @@ def _read_bank_image(line: str, folder: str, where: str) -> BankImage:
     if not isinstance(row, dict):
         raise ValueError(f"{where}: expected a JSON object, got {type(row).__name__}.")
     file_name, name = row.get("image", row.get("file_name")), row.get("name")
-    if not isinstance(file_name, str) or not file_name:
+    item = image_item(file_name, folders.base, f"{where}, field 'image'") if isinstance(file_name, str) else None
+    if item is None:
         raise ValueError(f"{where}: expected a string in the field 'image', got {file_name!r}.")
     texts = {}
     for field in ("aliases", "captions"):
@@ -241,7 +249,9 @@ def _read_bank_image(line: str, folder: str, where: str) -> BankImage:
         raise ValueError(
             f"{where}: expected a string in the field 'name' (or a list of strings in 'captions'), got {name!r}."
         )
-    path = os.path.normpath(os.path.join(folder, file_name))
+    path = item["path"]
+    if folders.outside([path]):
+        raise folders.refuse(path, f"{where}, field 'image'")
     if not os.path.isfile(path):
         raise FileNotFoundError(f"{where}: the image file {path} is missing.")
     image_id = row.get("id")

@@ -46,6 +46,7 @@ from datasets import (
 from transformers.utils import logging
 
 from .image_bank import ImageBank
+from .image_paths import ImageFolders, image_item
 from .retrieval import ImageRetriever, search_all
 from .streams import known_features
 
@@ -327,6 +328,7 @@ def pair_by_manifest(
     manifest_file: str | os.PathLike,
     id_column: str | None = None,
     num_proc: int | None = None,
+    allow_outside_paths: bool = False,
 ) -> DatasetDict:
     """
     Gives each text the pictures that a file names for it.
@@ -349,20 +351,23 @@ def pair_by_manifest(
             The column of strings or integers that an `id` is looked up in.
         num_proc (`int`, *optional*):
             Processes that write the columns.
+        allow_outside_paths (`bool`, *optional*, defaults to `False`):
+            Whether pictures may lie outside of the manifest's folder.
 
     Returns:
         `DatasetDict`: The same rows with the new columns.
 
     Raises:
         `FileNotFoundError`: The manifest or one of its pictures does not exist.
-        `ValueError`: A line is not as described, names a row, id or split that is not there, or repeats an earlier pair
-        (file, line and field are named); the `id_column` is missing, holds lists or labels, or has a value twice that
+        `ValueError`: A line is not as described, names a row, id or split that is not there or a picture outside of the
+        folder, or repeats an earlier pair (file, line and field are named); the `id_column` is missing, holds lists or labels, or has a value twice that
         the manifest names.
     """
     if not isinstance(dataset, DatasetDict):
         raise ValueError("A manifest names rows by number or id, which cannot be looked up in a stream.")
     _check_columns(dataset)
     path = os.path.abspath(os.path.expanduser(manifest_file))
+    folders = ImageFolders.of_file(os.path.dirname(path), allow_outside_paths=allow_outside_paths)
     pictures: dict[str, tuple[int, str]] = {}  # what a line calls a picture → its place and its file
     seen: dict[tuple[str, int, int], int] = {}
     picked: dict[str, list[tuple[int, int, float]]] = {split: [] for split in dataset}
@@ -372,7 +377,10 @@ def pair_by_manifest(
         if line.image is None:
             continue
         if line.image not in pictures:
-            file = os.path.normpath(os.path.join(os.path.dirname(path), line.image))
+            item = image_item(line.image, folders.base, f"{line.where}, field 'image'")
+            file = line.image if item is None else item["path"]
+            if folders.outside([file]):
+                raise folders.refuse(file, f"{line.where}, field 'image'")
             if not os.path.isfile(file):
                 raise FileNotFoundError(f"{line.where}, field 'image': the image file {file} is missing.")
             pictures[line.image] = len(pictures), file
@@ -665,7 +673,8 @@ def save_paired_dataset(
         embed_images (`bool`, defaults to `True`):
             Whether each row gets a copy of its pictures' files, so that the folder needs nothing else. Otherwise
             `images` becomes a `List(Value("string"))` of their paths, which saves disk where many texts share a picture;
-            `dataset.cast_column("images", List(Image()))` makes pictures of them.
+            `dataset.cast_column("images", List(Image()))` makes pictures of them, and `image_folder` tells the loaders
+            where these lie.
         num_proc (`int`, *optional*):
             Processes to use.
 

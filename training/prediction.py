@@ -57,6 +57,7 @@ def load_examples(
     columns: Mapping[str, str | None] | None = None,
     image_column: str | None = None,
     image_folder: str | os.PathLike | None = None,
+    allow_outside_paths: bool = False,
 ) -> Dataset:
     """
     Reads what a pipeline needs of a file: JSONL, CSV, parquet, a folder with `metadata.jsonl`, or plain text with a
@@ -69,6 +70,8 @@ def load_examples(
             it has no usual name.
         image_column (`str`, *optional*): the column with the image or images.
         image_folder (`str` or `os.PathLike`, *optional*): what relative image paths start from.
+        allow_outside_paths (`bool`, *optional*, defaults to `False`): whether images may lie outside of the folder of
+            the file and of `image_folder`.
 
     Returns:
         `datasets.Dataset`: the fields and, if there are any, `images`, undecoded.
@@ -77,7 +80,13 @@ def load_examples(
     unknown = [name for name, column in columns.items() if column is not None and name not in pipe.text_fields]
     if unknown:
         raise ValueError(f"{pipe.pipeline_task} reads no {' or '.join(unknown)}, but {', '.join(pipe.text_fields)}.")
-    source = load_sources(test_file=file, image_folder=image_folder, load_text_file=_read_lines)["test"]
+    sources = load_sources(
+        test_file=file,
+        image_folder=image_folder,
+        load_text_file=_read_lines,
+        allow_outside_paths=allow_outside_paths,
+    )
+    source = sources["test"]
     wanted = {f"{name}_column": (columns.get(name), _COLUMNS[name]) for name in pipe.text_fields}
     found = find_columns(source, wanted)
     texts = source.dataset.select_columns(found).rename_columns(

@@ -24,6 +24,8 @@ from datasets import (
 )
 from datasets.exceptions import DatasetGenerationError
 
+from .image_paths import ImageFolders, image_item
+
 logger = logging.getLogger(__name__)
 
 # `datasets` names cached results after the functions of an installed package, not after their code: raise this number
@@ -47,13 +49,13 @@ class Source:
     Args:
         dataset (`datasets.Dataset`): its rows.
         where (`str`): split and file, for messages.
-        folder (`str`, *optional*): what relative image paths start from.
+        folders ([`ImageFolders`]): where its images lie.
         image_columns (`tuple[str, ...]`, *optional*): what a column with images is usually called.
     """
 
     dataset: Dataset
     where: str
-    folder: str | None
+    folders: ImageFolders
     image_columns: tuple[str, ...] = _IMAGE_COLUMNS
 
     def __post_init__(self) -> None:
@@ -72,6 +74,7 @@ def load_sources(
     revision: str | None = None,
     cache_dir: str | os.PathLike | None = None,
     load_text_file: LoadTextFile | None = None,
+    allow_outside_paths: bool = False,
 ) -> dict[str, Source]:
     """
     Reads a named data set or files: `.jsonl`/`.json`, `.csv`, `.parquet`, or a folder with `metadata.jsonl` (or
@@ -83,11 +86,13 @@ def load_sources(
         train_file, validation_file, test_file (`str` or `os.PathLike`, *optional*): files or folders, instead of
             `dataset_name`.
         image_folder (`str` or `os.PathLike`, *optional*): what relative image paths start from, if not the folder of
-            the file.
+            the file. Images in it may be named by absolute paths too.
         revision (`str`, *optional*): branch, tag or commit of the data set on the Hub.
         cache_dir (`str` or `os.PathLike`, *optional*): where `datasets` keeps what it has read.
         load_text_file (`Callable`, *optional*): takes path, split, image folder and cache folder, and reads all other
             text files. Without it they are refused.
+        allow_outside_paths (`bool`, *optional*, defaults to `False`): whether images may lie outside of the folder of
+            the data and of `image_folder`.
 
     Returns:
         `dict[str, Source]`: the splits, in the order in which they were given.
@@ -103,8 +108,11 @@ def load_sources(
         raise FileNotFoundError(f"The `image_folder` {image_base} is not a folder.")
 
     if dataset_name is not None:
-        return _load_named(dataset_name, dataset_config_name, revision, image_base, cache)
-    return {split: _load_file(file, split, image_base, cache, load_text_file) for split, file in files.items()}
+        return _load_named(dataset_name, dataset_config_name, revision, image_base, cache, allow_outside_paths)
+    return {
+        split: _load_file(file, split, image_base, cache, load_text_file, allow_outside_paths)
+        for split, file in files.items()
+    }
 
 
 def check_one_origin(
@@ -238,7 +246,7 @@ def join_columns(
         without; only if any split has images) and the others as they were.
 
     Raises:
-        `ValueError`: An image is not as described.
+        `ValueError`: An image is not as described, or lies where it may not.
         `FileNotFoundError`: An image file does not exist.
     """
     images: dict[str, Dataset | None] = {}
@@ -291,30 +299,36 @@ def parse_cell(value: Any, starts: tuple[str, ...] = ('["', "['")) -> Any:
     return value
 
 
-def shorten(value: Any, length: int = 80) -> str:
-    """`repr` of a value, cut to a length that fits a message."""
-    text = repr(value)
-    return text if len(text) <= length else text[: length - 1] + "…"
-
-
 # Reading: what is given -> one `Source` for each split
 
 
 def _load_named(
-    name: str, config: str | None, revision: str | None, image_base: str | None, cache_dir: str | None
+    name: str,
+    config: str | None,
+    revision: str | None,
+    image_base: str | None,
+    cache_dir: str | None,
+    allow_outside_paths: bool,
 ) -> dict[str, Source]:
     folder = os.path.abspath(os.path.expanduser(name)) if os.path.isdir(os.path.expanduser(name)) else None
     if folder is not None and os.path.isfile(os.path.join(folder, "dataset_dict.json")):
         loaded = load_from_disk(folder)
+        folders = ImageFolders.of_file(folder, image_base, allow_outside_paths)
     elif folder is not None and os.path.isfile(os.path.join(folder, "state.json")):
         raise ValueError(f"{folder} holds a single saved split: give it as `train_file` (or one of its siblings).")
     else:
         loaded = load_dataset(name, config, revision=revision, cache_dir=cache_dir)
-    return {split: Source(part, f"{split} split of {name}", image_base or folder) for split, part in loaded.items()}
+        folders = ImageFolders.of_name(name, image_base, allow_outside_paths, cache_dir)
+    return {split: Source(part, f"{split} split of {name}", folders) for split, part in loaded.items()}
 
 
 def _load_file(
-    file: str, split: str, image_base: str | None, cache_dir: str | None, load_text_file: LoadTextFile | None
+    file: str,
+    split: str,
+    image_base: str | None,
+    cache_dir: str | None,
+    load_text_file: LoadTextFile | None,
+    allow_outside_paths: bool,
 ) -> Source:
     path = os.path.abspath(os.path.expanduser(file))
     image_columns: tuple[str, ...] = _IMAGE_COLUMNS
@@ -322,7 +336,8 @@ def _load_file(
         if os.path.isfile(os.path.join(path, "dataset_dict.json")):
             raise ValueError(f"{path} holds a saved `DatasetDict` with its splits: give it as `dataset_name`.")
         if os.path.isfile(os.path.join(path, "state.json")):
-            return Source(load_from_disk(path), f"{split} split ({path})", image_base or path)
+            folders = ImageFolders.of_file(path, image_base, allow_outside_paths)
+            return Source(load_from_disk(path), f"{split} split ({path})", folders)
         found = [name for name in METADATA_FILES if os.path.isfile(os.path.join(path, name))]
         if not found:
             raise FileNotFoundError(
@@ -353,7 +368,8 @@ def _load_file(
         dataset = load_text_file(path, split, image_base, cache_dir)
     else:
         raise ValueError(f"{path} is not a text file, and {ending!r} is none of .jsonl, .json, .csv, .parquet.")
-    return Source(dataset, f"{split} split ({path})", image_base or os.path.dirname(path), image_columns)
+    folders = ImageFolders.of_file(os.path.dirname(path), image_base, allow_outside_paths)
+    return Source(dataset, f"{split} split ({path})", folders, image_columns)
 
 
 def _looks_binary(path: str) -> bool:
@@ -415,10 +431,10 @@ def _read_images(source: Source, column: str) -> Dataset:
             with_indices=True,
             remove_columns=[column],
             features=_image_features(),
-            fn_kwargs={"column": column, "folder": source.folder, "where": source.where, "version": CACHE_VERSION},
+            fn_kwargs={"column": column, "base": source.folders.base, "where": source.where, "version": CACHE_VERSION},
             desc="Reading image paths",
         )
-    _check_image_files(part, f"{source.where}, column {column!r}")
+    _check_image_files(part, source, column)
     return part
 
 
@@ -441,51 +457,34 @@ def _is_clean(dataset: Dataset, column: str) -> bool:
 
 
 def _image_lists(
-    batch: dict[str, list], indices: list[int], column: str, folder: str | None, where: str, version: int
+    batch: dict[str, list], indices: list[int], column: str, base: str | None, where: str, version: int
 ) -> dict[str, list]:
     rows = []
     for row, value in zip(indices, batch[column], strict=True):
         place = f"{where}, row {row}, column {column!r}"
-        items = [image_item(item, folder, place) for item in (value if isinstance(value, list) else [value])]
+        items = [image_item(item, base, place) for item in (value if isinstance(value, list) else [value])]
         rows.append([item for item in items if item is not None] or None)
     return {"images": rows}
 
 
-def image_item(value: Any, folder: str | None, place: str) -> dict[str, Any] | None:
-    content, path = None, value
-    if isinstance(value, bytes):
-        content, path = value, None
-    elif isinstance(value, dict):
-        content, path = value.get("bytes"), value.get("path")
-    if not isinstance(content, bytes | None) or not isinstance(path, str | None):
-        raise ValueError(
-            f"{place}: expected the path of an image, its bytes, or a dict with 'bytes' and 'path', got {shorten(value)}."
-        )
-    if content is not None:
-        return {"bytes": content, "path": path}
-    if not path:
-        return None
-    if path.startswith(("http://", "https://")):
-        raise ValueError(f"{place}: {shorten(path)} is a URL. Nothing is downloaded here: download the images first.")
-    if "://" in path or os.path.isabs(path):  # `datasets` names a file in an archive `zip://…`
-        return {"bytes": None, "path": path}
-    if folder is None:
-        raise ValueError(f"{place}: {shorten(path)} is a relative path. Say with `image_folder` where it starts from.")
-    return {"bytes": None, "path": os.path.normpath(os.path.join(folder, path))}
-
-
-def _check_image_files(dataset: Dataset, where: str) -> None:
-    paths: dict[str | None, None] = {}
+def _check_image_files(dataset: Dataset, source: Source, column: str) -> None:
+    """Here and not where rows are read, whose results come from the cache although files have changed."""
+    paths: dict[str, None] = {}
     for content, path in _image_items(dataset, "images"):
-        paths |= dict.fromkeys(path.filter(content.is_null()).unique().to_pylist())
-    missing = {path for path in paths if path and "://" not in path and not os.path.isfile(path)}
-    if not missing:
-        return
-    row, path = next(
-        (row, item["path"])
-        for row, images in enumerate(dataset["images"])
-        for item in images or []
-        if item["bytes"] is None and item["path"] in missing
-    )
-    others = f" So are {len(missing) - 1} other image files." if len(missing) > 1 else ""
-    raise FileNotFoundError(f"{where}, row {row}: the image file {path} is missing.{others}")
+        paths |= dict.fromkeys(filter(None, path.filter(content.is_null()).unique().to_pylist()))
+
+    def first(wanted: set[str]) -> tuple[str, str]:
+        return next(
+            (f"{source.where}, row {row}, column {column!r}", item["path"])
+            for row, images in enumerate(dataset["images"])
+            for item in images or []
+            if item["bytes"] is None and item["path"] in wanted
+        )
+
+    if outside := source.folders.outside(paths):
+        place, path = first(outside)
+        raise source.folders.refuse(path, place)
+    if missing := {path for path in paths if not os.path.isfile(path)}:
+        place, path = first(missing)
+        others = f" So are {len(missing) - 1} other image files." if len(missing) > 1 else ""
+        raise FileNotFoundError(f"{place}: the image file {path} is missing.{others}")

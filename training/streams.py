@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from datasets import Dataset, Features, IterableDataset, load_dataset, load_from_disk
 
+from .image_paths import ImageFolders
 from .sources import METADATA_FILES, check_one_origin
 
 _BUILDERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
@@ -22,12 +23,12 @@ class StreamSource:
     Args:
         stream (`datasets.IterableDataset`): its rows.
         where (`str`): split and file, for messages.
-        folder (`str`, *optional*): what relative image paths start from.
+        folders ([`ImageFolders`]): where its images lie.
     """
 
     stream: IterableDataset
     where: str
-    folder: str | None
+    folders: ImageFolders
 
 
 def open_streams(
@@ -38,6 +39,7 @@ def open_streams(
     test_file: str | os.PathLike | None = None,
     image_folder: str | os.PathLike | None = None,
     open_text_file: OpenTextFile | None = None,
+    allow_outside_paths: bool = False,
 ) -> dict[str, StreamSource]:
     """
     What [`~training.sources.load_sources`] reads, as streams: nothing is downloaded or copied as a whole.
@@ -51,6 +53,7 @@ def open_streams(
             the file.
         open_text_file (`Callable`, *optional*): takes a path and reads all other text files. Without it they are
             refused.
+        allow_outside_paths (`bool`, *optional*, defaults to `False`): as there.
 
     Returns:
         `dict[str, StreamSource]`: the splits, in the order in which they were given.
@@ -62,21 +65,29 @@ def open_streams(
     files = check_one_origin(dataset_name, train_file, validation_file, test_file)
     base = None if image_folder is None else os.path.abspath(os.path.expanduser(image_folder))
     if dataset_name is None:
-        return {split: _open_file(file, split, base, open_text_file) for split, file in files.items()}
+        return {
+            split: _open_file(file, split, base, open_text_file, allow_outside_paths) for split, file in files.items()
+        }
     folder = os.path.abspath(os.path.expanduser(dataset_name))
     if os.path.isfile(os.path.join(folder, "dataset_dict.json")):
         loaded = {split: rows.to_iterable_dataset() for split, rows in load_from_disk(folder).items()}
+        folders = ImageFolders.of_file(folder, base, allow_outside_paths)
     else:
         loaded = load_dataset(dataset_name, dataset_config_name, streaming=True)
+        folders = ImageFolders.of_name(dataset_name, base, allow_outside_paths)
     return {
-        str(split): StreamSource(stream, f"{split} split of {dataset_name}", base) for split, stream in loaded.items()
+        str(split): StreamSource(stream, f"{split} split of {dataset_name}", folders)
+        for split, stream in loaded.items()
     }
 
 
-def _open_file(file: str, split: str, base: str | None, open_text_file: OpenTextFile | None) -> StreamSource:
+def _open_file(
+    file: str, split: str, base: str | None, open_text_file: OpenTextFile | None, allow_outside_paths: bool
+) -> StreamSource:
     path = os.path.abspath(os.path.expanduser(file))
     if os.path.isfile(os.path.join(path, "state.json")):
-        return StreamSource(load_from_disk(path).to_iterable_dataset(), f"{split} split ({path})", base or path)
+        folders = ImageFolders.of_file(path, base, allow_outside_paths)
+        return StreamSource(load_from_disk(path).to_iterable_dataset(), f"{split} split ({path})", folders)
     if os.path.isdir(path):
         found = [name for name in METADATA_FILES if os.path.isfile(os.path.join(path, name))]
         path = os.path.join(path, (found or METADATA_FILES)[0])
@@ -91,7 +102,8 @@ def _open_file(file: str, split: str, base: str | None, open_text_file: OpenText
         stream = open_text_file(path)
     else:
         raise ValueError(f"{path} cannot be streamed: its ending is none of {', '.join(_BUILDERS)}.")
-    return StreamSource(stream, f"{split} split ({path})", base or os.path.dirname(path))
+    folders = ImageFolders.of_file(os.path.dirname(path), base, allow_outside_paths)
+    return StreamSource(stream, f"{split} split ({path})", folders)
 
 
 def known_features(stream: IterableDataset, where: str) -> Features:

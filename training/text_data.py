@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 
+from .image_paths import shorten
 from .sources import (
     CACHE_VERSION,
     Source,
@@ -21,7 +22,6 @@ from .sources import (
     load_sources,
     map_columns,
     parse_cell,
-    shorten,
 )
 
 logger = logging.getLogger(__name__)
@@ -61,12 +61,13 @@ def load_classification_dataset(
     image_folder: str | os.PathLike | None = None,
     revision: str | None = None,
     cache_dir: str | os.PathLike | None = None,
+    allow_outside_paths: bool = False,
 ) -> tuple[DatasetDict, str, list[str]]:
     """
     Loads a data set of texts, or pairs of texts, with one label, several labels or a number each.
 
     `dataset_name`, `dataset_config_name`, `train_file`, `validation_file`, `test_file`, `image_column`,
-    `image_folder`, `revision` and `cache_dir` are those of
+    `image_folder`, `revision`, `cache_dir` and `allow_outside_paths` are those of
     [`~training.data.load_token_classification_dataset`], without CoNLL columns.
 
     Args:
@@ -115,7 +116,15 @@ def load_classification_dataset(
     if label_names is not None and len(set(label_names)) < len(label_names):
         raise ValueError(f"A label stands twice in `label_names`: {', '.join(label_names)}.")
     sources = load_sources(
-        dataset_name, dataset_config_name, train_file, validation_file, test_file, image_folder, revision, cache_dir
+        dataset_name,
+        dataset_config_name,
+        train_file,
+        validation_file,
+        test_file,
+        image_folder,
+        revision,
+        cache_dir,
+        allow_outside_paths=allow_outside_paths,
     )
     label_columns = _find_targets("label_column", label_column, _LABEL_COLUMNS, sources)
     firsts = {split: _first_value(source, label_columns[split]) for split, source in sources.items()}
@@ -189,12 +198,13 @@ def load_question_answering_dataset(
     image_folder: str | os.PathLike | None = None,
     revision: str | None = None,
     cache_dir: str | os.PathLike | None = None,
+    allow_outside_paths: bool = False,
 ) -> DatasetDict:
     """
     Loads a data set of questions whose answers stand in a text, as in SQuAD.
 
     `dataset_name`, `dataset_config_name`, `train_file`, `validation_file`, `test_file`, `image_column`,
-    `image_folder`, `revision` and `cache_dir` are those of
+    `image_folder`, `revision`, `cache_dir` and `allow_outside_paths` are those of
     [`~training.data.load_token_classification_dataset`], without CoNLL columns.
 
     Args:
@@ -232,7 +242,15 @@ def load_question_answering_dataset(
     ```
     """
     sources = load_sources(
-        dataset_name, dataset_config_name, train_file, validation_file, test_file, image_folder, revision, cache_dir
+        dataset_name,
+        dataset_config_name,
+        train_file,
+        validation_file,
+        test_file,
+        image_folder,
+        revision,
+        cache_dir,
+        allow_outside_paths=allow_outside_paths,
     )
     answers_columns = _find_targets("answers_column", answers_column, _ANSWERS_COLUMNS, sources)
     features = Features(
@@ -284,12 +302,13 @@ def load_visual_question_answering_dataset(
     image_folder: str | os.PathLike | None = None,
     revision: str | None = None,
     cache_dir: str | os.PathLike | None = None,
+    allow_outside_paths: bool = False,
 ) -> tuple[DatasetDict, list[str]]:
     """
     Loads a data set of questions about images, with the answers that a model can learn to choose from.
 
     `dataset_name`, `dataset_config_name`, `train_file`, `validation_file`, `test_file`, `image_column`,
-    `image_folder`, `revision` and `cache_dir` are those of
+    `image_folder`, `revision`, `cache_dir` and `allow_outside_paths` are those of
     [`~training.data.load_token_classification_dataset`], without CoNLL columns.
 
     Args:
@@ -339,7 +358,15 @@ def load_visual_question_answering_dataset(
     if max_answers is not None and max_answers < 1:
         raise ValueError(f"`max_answers` must be at least 1, got {max_answers}.")
     sources = load_sources(
-        dataset_name, dataset_config_name, train_file, validation_file, test_file, image_folder, revision, cache_dir
+        dataset_name,
+        dataset_config_name,
+        train_file,
+        validation_file,
+        test_file,
+        image_folder,
+        revision,
+        cache_dir,
+        allow_outside_paths=allow_outside_paths,
     )
     if answer_names is None and "train" not in sources:
         raise ValueError(
@@ -388,12 +415,13 @@ def load_caption_dataset(
     image_folder: str | os.PathLike | None = None,
     revision: str | None = None,
     cache_dir: str | os.PathLike | None = None,
+    allow_outside_paths: bool = False,
 ) -> DatasetDict:
     """
     Loads a data set of images with captions as one row for each caption.
 
     `dataset_name`, `dataset_config_name`, `train_file`, `validation_file`, `test_file`, `image_column`,
-    `image_folder`, `revision` and `cache_dir` are those of
+    `image_folder`, `revision`, `cache_dir` and `allow_outside_paths` are those of
     [`~training.data.load_token_classification_dataset`], without CoNLL columns.
 
     Args:
@@ -422,7 +450,15 @@ def load_caption_dataset(
     ```
     """
     sources = load_sources(
-        dataset_name, dataset_config_name, train_file, validation_file, test_file, image_folder, revision, cache_dir
+        dataset_name,
+        dataset_config_name,
+        train_file,
+        validation_file,
+        test_file,
+        image_folder,
+        revision,
+        cache_dir,
+        allow_outside_paths=allow_outside_paths,
     )
     texts: dict[str, Dataset] = {}
     used: dict[str, set[str]] = {}
