@@ -283,7 +283,7 @@ def test_bad_conll_lines_are_named(load, tmp_path, text, message):
 
 def test_what_is_no_text_is_no_conll(load, tmp_path):
     (tmp_path / "a.txt").write_bytes("caf\u00e9 O\n".encode("latin-1"))
-    with pytest.raises(ValueError, match=r"a\.txt is not UTF-8 text"):
+    with pytest.raises(ValueError, match=r"a\.txt, line 1: not UTF-8 text"):
         load(train_file=tmp_path / "a.txt")
     (tmp_path / "a.xlsx").write_bytes(b"PK\0\0")
     with pytest.raises(ValueError, match=r"'\.xlsx' is none of \.jsonl"):

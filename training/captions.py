@@ -35,7 +35,7 @@ from .collator import FusionCollator
 from .image_paths import ImageFolders, image_item
 from .images import RowKeys
 from .sources import Source, find_column, find_columns
-from .streams import open_streams
+from .streams import named_errors, open_streams, undecoded
 from .text_data import CAPTION_COLUMNS, load_caption_dataset, read_captions
 
 logger = logging.get_logger(__name__)
@@ -241,13 +241,17 @@ class CaptionStream(TorchIterableDataset):
             rows = enumerate(self.stream)
             blocks = 0
             # Blocks instead of the usual buffer, from which rows are drawn: they come out the same whatever was skipped.
-            while block := list(itertools.islice(rows, self.shuffle_buffer_size)):
+            while block := self._next_rows(rows):
                 rng = np.random.default_rng((self.seed, number, blocks))
                 order = rng.permutation(len(block)) if self.shuffle_buffer_size > 1 else range(len(block))
                 yield from (block[position] for position in order)
                 blocks += 1
             if not self.repeat or blocks == 0:
                 return
+
+    def _next_rows(self, rows: Iterator[tuple[int, dict[str, Any]]]) -> list[tuple[int, dict[str, Any]]]:
+        with named_errors(self.where):
+            return list(itertools.islice(rows, self.shuffle_buffer_size))
 
     def _read(self, index: int, row: Mapping[str, Any], place: int) -> dict[str, Any]:
         captions = read_captions({"text": [row[self.text_column]]}, [index], "text", self.where, 0)["text"]
@@ -279,10 +283,10 @@ def open_caption_streams(
     """
     streams = {}
     for split, opened in open_streams(**data_args.origin()).items():
-        stream, where, folders = opened.stream, opened.where, opened.folders
-        if stream.features is not None:
-            stream = stream.decode(False)
-        first = next(iter(stream), None)
+        where, folders = opened.where, opened.folders
+        with named_errors(where):
+            stream = undecoded(opened.stream)
+            first = next(iter(stream), None)
         if first is None:
             raise ValueError(f"{where} has no rows.")
         # The finders of columns look at the names alone.

@@ -21,8 +21,17 @@ from datasets import (
 from datasets.exceptions import DatasetGenerationError
 
 from .image_paths import shorten
-from .sources import CACHE_VERSION, Source, find_columns, join_columns, load_sources, map_columns, parse_cell
-from .streams import known_features, open_streams
+from .sources import (
+    CACHE_VERSION,
+    Source,
+    check_encoding,
+    find_columns,
+    join_columns,
+    load_sources,
+    map_columns,
+    parse_cell,
+)
+from .streams import known_features, named_errors, open_streams, undecoded
 from .tags import SCHEMES, detect_scheme, find_stray_inside_tags, iob2_label_names, split_tag, to_iob2
 
 logger = logging.getLogger(__name__)
@@ -184,8 +193,9 @@ def open_token_streams(
         allow_outside_paths=allow_outside_paths,
     )
     for split, source in opened.items():
-        stream = source.stream if source.stream.features is None else source.stream.decode(False)
-        features = known_features(stream, source.where)
+        with named_errors(source.where):
+            stream = undecoded(source.stream)
+            features = known_features(stream, source.where)
         # The finders of columns look at the names alone.
         names = Source(Dataset.from_dict({name: [0] for name in features}), source.where, source.folders)
         (tokens,) = find_columns(names, {"tokens_column": (tokens_column, _TOKENS_COLUMNS)})
@@ -263,14 +273,21 @@ def _conll_lines(path: str) -> Iterator[tuple[int, str]]:
         try:
             for number, line in enumerate(file, 1):
                 line = line.rstrip("\n")
-                if not line.startswith("-DOCSTART-"):
+                if "\0" in line:
+                    raise ValueError(
+                        f"{path}, line {number}: a NUL byte, which no UTF-8 text has. Formats: {_FORMATS}."
+                    )
+                if not re.match("-DOCSTART-(?![^ \t])", line):
                     yield number, line if line.strip(" \t") else ""
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{path} is not UTF-8 text ({error}). Formats: {_FORMATS}.") from None
+        except UnicodeDecodeError:
+            check_encoding(path)
+            raise
 
 
 def _conll_fields(line: str, delimiter: str) -> list[str]:
-    return line.split("\t") if delimiter == "\t" else re.split("[ \t]+", line.strip(" \t"))
+    if delimiter == "\t":
+        return [field.strip(" ") for field in line.split("\t")]
+    return re.split("[ \t]+", line.strip(" \t"))
 
 
 def _is_image_id(line: str) -> bool:

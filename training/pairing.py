@@ -48,7 +48,7 @@ from transformers.utils import logging
 from .image_bank import ImageBank
 from .image_paths import ImageFolders, image_item
 from .retrieval import ImageRetriever, search_all
-from .streams import known_features
+from .streams import known_features, named_errors
 
 # See `_CACHE_VERSION` in `data.py`: raise it when what the functions below return changes.
 _CACHE_VERSION = 2
@@ -702,7 +702,12 @@ def _collect(stream: IterableDataset, split: str, folder: str) -> Dataset:
         pa.ipc.new_stream(file, features.arrow_schema) as writer,
         logging.tqdm(desc=f"Pairing {split} with images", unit=" texts") as progress,
     ):
-        for batch in stream.iter(batch_size=_WRITTEN_AT_ONCE):
+        batches = stream.iter(batch_size=_WRITTEN_AT_ONCE)
+        while True:
+            with named_errors(f"{split} split"):
+                batch = next(batches, None)
+            if batch is None:
+                break
             rows = Dataset.from_dict({name: batch[name] for name in features}, features=features)
             writer.write_table(rows.with_format("arrow")[:])
             progress.update(len(rows))

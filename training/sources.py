@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 # `datasets` names cached results after the functions of an installed package, not after their code: raise this number
 # whenever what a loader's functions return changes, or people go on with results of the version before.
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 
 _IMAGE_COLUMNS = ("images", "image")
 METADATA_FILES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
@@ -382,22 +382,48 @@ def _load_packaged(builder: str, path: str, split: str, cache_dir: str | None, *
         # One file at a time, since `datasets` would want the same columns in all splits. The brackets keep a path with
         # `[` or `*` in it from being read as a pattern.
         pattern = re.sub(r"([\[*?])", r"[\1]", path)
-        return load_dataset(builder, data_files={split: [pattern]}, split=split, cache_dir=cache_dir, **kwargs)
+        dataset = load_dataset(builder, data_files={split: [pattern]}, split=split, cache_dir=cache_dir, **kwargs)
+        dataset.data.validate(full=True)  # the readers take texts for UTF-8 without a look
+        return dataset
     except (DatasetGenerationError, ValueError) as error:
+        if builder != "parquet":
+            check_encoding(path)
         if path.endswith(".jsonl"):
             _check_json_lines(path)
         raise ValueError(f"{path} cannot be read as {builder}: {error.__cause__ or error}") from error
 
 
-def _check_json_lines(path: str) -> None:
-    with open(path, encoding="utf-8", errors="replace") as file:
+def check_encoding(path: str) -> None:
+    """
+    Names the first line of a file that is not UTF-8 text.
+
+    Raises:
+        `ValueError`: There is one.
+    """
+    with open(path, "rb") as file:
         for number, line in enumerate(file, 1):
             try:
+                line.decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{path}, line {number}: not UTF-8 text ({error}).") from None
+
+
+def _check_json_lines(path: str) -> None:
+    with open(path, encoding="utf-8-sig", newline="\n") as file:
+        for number, line in enumerate(file, 1):
+            place = f"{path}, line {number}"
+            try:
                 row = json.loads(line) if line.strip() else {}
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path}, line {number}: not valid JSON: {error}") from None
+            except (json.JSONDecodeError, RecursionError) as error:
+                raise ValueError(f"{place}: not valid JSON: {error}") from None
             if not isinstance(row, dict):
-                raise ValueError(f"{path}, line {number}: expected a JSON object, got {type(row).__name__}.")
+                raise ValueError(f"{place}: expected a JSON object, got {type(row).__name__}.")
+            for field, value in row.items():
+                try:
+                    json.dumps([field, value], ensure_ascii=False).encode()
+                except UnicodeEncodeError as error:
+                    half = f"\\u{ord(error.object[error.start]):04x}"
+                    raise ValueError(f"{place}, field {field!r}: half of a character ({half}).") from None
 
 
 # Images

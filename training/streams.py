@@ -1,10 +1,12 @@
 """Reading a named data set or files row by row, for what is too large to be kept on the disk as a whole."""
 
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
-from datasets import Dataset, Features, IterableDataset, load_dataset, load_from_disk
+from datasets import Audio, Dataset, Features, Image, IterableDataset, List, Video, load_dataset, load_from_disk
+from datasets.exceptions import DatasetGenerationError
 
 from .image_paths import ImageFolders
 from .sources import METADATA_FILES, check_one_origin
@@ -104,6 +106,41 @@ def _open_file(
         raise ValueError(f"{path} cannot be streamed: its ending is none of {', '.join(_BUILDERS)}.")
     folders = ImageFolders.of_file(os.path.dirname(path), base, allow_outside_paths)
     return StreamSource(stream, f"{split} split ({path})", folders)
+
+
+@contextmanager
+def named_errors(where: str) -> Iterator[None]:
+    """
+    Errors of the readers of `datasets`, which may name neither the file nor the split, say what cannot be read.
+
+    Args:
+        where (`str`): split and file.
+
+    Raises:
+        `ValueError`: One was raised within, by us or them.
+    """
+    try:
+        yield
+    except (DatasetGenerationError, ValueError) as error:  # those of Arrow, pandas and codecs are ValueErrors
+        if where in str(error):
+            raise
+        raise ValueError(f"{where} cannot be read: {error.__cause__ or error}") from error
+
+
+def undecoded(stream: IterableDataset) -> IterableDataset:
+    """
+    The stream with images, sound and films as they are stored. `IterableDataset.decode(False)` would leave columns of
+    mixed JSON types as text, too, where `"a"` is a word with quotation marks.
+
+    Args:
+        stream (`datasets.IterableDataset`): any.
+    """
+    for name, feature in (stream.features or {}).items():
+        inner = feature.feature if isinstance(feature, List) else feature
+        if isinstance(inner, Image | Audio | Video):
+            raw = replace(inner, decode=False)
+            stream = stream.cast_column(name, List(raw) if isinstance(feature, List) else raw)
+    return stream
 
 
 def known_features(stream: IterableDataset, where: str) -> Features:
