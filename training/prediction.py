@@ -15,7 +15,7 @@ from .. import modeling_vtfusion
 from ..images_vtfusion import decode_image
 from ..pipeline_vtfusion import VTFusionPipeline
 from ..processing_vtfusion import VTFusionProcessor
-from .sources import find_columns, join_columns, load_sources
+from .sources import find_columns, join_columns, load_sources, uncounted
 
 # What the texts of a pipeline are usually called in people's files, best first.
 _COLUMNS = {
@@ -97,7 +97,8 @@ def load_examples(
 
 
 def _read_lines(path: str, split: str, image_folder: str | None, cache_dir: str | None) -> Dataset:
-    loaded = datasets.load_dataset("text", data_files={split: path}, split=split, cache_dir=cache_dir)
+    with uncounted():
+        loaded = datasets.load_dataset("text", data_files={split: path}, split=split, cache_dir=cache_dir)
     if not isinstance(loaded, Dataset):
         raise ValueError(f"{path} cannot be read as lines of text.")
     return loaded

@@ -6,9 +6,11 @@ import logging
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+import datasets
 import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import (
@@ -317,7 +319,8 @@ def _load_named(
     elif folder is not None and os.path.isfile(os.path.join(folder, "state.json")):
         raise ValueError(f"{folder} holds a single saved split: give it as `train_file` (or one of its siblings).")
     else:
-        loaded = load_dataset(name, config, revision=revision, cache_dir=cache_dir)
+        with nullcontext() if folder is None else uncounted():
+            loaded = load_dataset(name, config, revision=revision, cache_dir=cache_dir)
         folders = ImageFolders.of_name(name, image_base, allow_outside_paths, cache_dir)
     return {split: Source(part, f"{split} split of {name}", folders) for split, part in loaded.items()}
 
@@ -382,7 +385,8 @@ def _load_packaged(builder: str, path: str, split: str, cache_dir: str | None, *
         # One file at a time, since `datasets` would want the same columns in all splits. The brackets keep a path with
         # `[` or `*` in it from being read as a pattern.
         pattern = re.sub(r"([\[*?])", r"[\1]", path)
-        dataset = load_dataset(builder, data_files={split: [pattern]}, split=split, cache_dir=cache_dir, **kwargs)
+        with uncounted():
+            dataset = load_dataset(builder, data_files={split: [pattern]}, split=split, cache_dir=cache_dir, **kwargs)
         dataset.data.validate(full=True)  # the readers take texts for UTF-8 without a look
         return dataset
     except (DatasetGenerationError, ValueError) as error:
@@ -391,6 +395,17 @@ def _load_packaged(builder: str, path: str, split: str, cache_dir: str | None, *
         if path.endswith(".jsonl"):
             _check_json_lines(path)
         raise ValueError(f"{path} cannot be read as {builder}: {error.__cause__ or error}") from error
+
+
+@contextmanager
+def uncounted() -> Iterator[None]:
+    """Keeps `datasets` from telling a server each time that a file of this machine is read, which it does to count."""
+    counts = datasets.config.HF_UPDATE_DOWNLOAD_COUNTS
+    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
+    try:
+        yield
+    finally:
+        datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = counts
 
 
 def check_encoding(path: str) -> None:

@@ -2,14 +2,14 @@
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 
 from datasets import Audio, Dataset, Features, Image, IterableDataset, List, Video, load_dataset, load_from_disk
 from datasets.exceptions import DatasetGenerationError
 
 from .image_paths import ImageFolders
-from .sources import METADATA_FILES, check_one_origin
+from .sources import METADATA_FILES, check_one_origin, uncounted
 
 _BUILDERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 _LOOKED_AT = 1000
@@ -75,7 +75,8 @@ def open_streams(
         loaded = {split: rows.to_iterable_dataset() for split, rows in load_from_disk(folder).items()}
         folders = ImageFolders.of_file(folder, base, allow_outside_paths)
     else:
-        loaded = load_dataset(dataset_name, dataset_config_name, streaming=True)
+        with uncounted() if os.path.isdir(folder) else nullcontext():
+            loaded = load_dataset(dataset_name, dataset_config_name, streaming=True)
         folders = ImageFolders.of_name(dataset_name, base, allow_outside_paths)
     return {
         str(split): StreamSource(stream, f"{split} split of {dataset_name}", folders)
@@ -99,7 +100,8 @@ def _open_file(
     if builder is not None:
         # Without this, the word "NA" and its like would become null.
         options = {"keep_default_na": False} if builder == "csv" else {}
-        stream = load_dataset(builder, data_files={split: [path]}, split=split, streaming=True, **options)
+        with uncounted():
+            stream = load_dataset(builder, data_files={split: [path]}, split=split, streaming=True, **options)
     elif open_text_file is not None:
         stream = open_text_file(path)
     else:
