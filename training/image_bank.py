@@ -255,5 +255,5 @@ def _read_bank_image(line: str, folders: ImageFolders, where: str) -> BankImage:
     if not os.path.isfile(path):
         raise FileNotFoundError(f"{where}: the image file {path} is missing.")
     image_id = row.get("id")
-    image_id = os.path.splitext(os.path.basename(file_name))[0] if image_id is None else str(image_id)
+    image_id = os.path.splitext(os.path.basename(path))[0] if image_id is None else str(image_id)
     return BankImage(image_id, path, name or None, texts["aliases"], row.get("kind"), texts["captions"])
