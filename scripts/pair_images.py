@@ -179,7 +179,7 @@ def main(source_args: TokenSourceArguments, args: PairingArguments) -> None:
     def given(*names: str) -> dict[str, Any]:
         return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
 
-    outside = {"allow_outside_paths": source_args.allow_outside_paths}
+    outside: dict[str, Any] = {"allow_outside_paths": source_args.allow_outside_paths}
     bank: Any = None
     if args.image_bank is not None:
         bank = ImageBank.from_folder(args.image_bank, **given("kinds", "match_case"), **outside)
