@@ -104,7 +104,7 @@ WRITES = {
 PRINTS = {
     "training_step": r"\| fused \| \d+ \| \d+\.\d\d \|",
     "generation_step": r"fused, with image, per token +-?\d+\.\d ms",
-    "pairing_scale": r'"strategy": "retrieval",(.|\n)*"texts_with_image": 60,(.|\n)*"peak_memory_mb": \d+',
+    "pairing_scale": r'("streaming": false(.|\n)*"texts_with_image": 60|"streaming": true(.|\n)*"texts_with_image": 20),(.|\n)*memory',
     "ablation_null": r"\| 5 \| 0\.3 \| \d+\.\d% \| \d+\.\d% \|",
 }
 
