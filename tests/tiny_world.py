@@ -208,7 +208,7 @@ def build_world(folder: Path, models: Path, document: str) -> None:
         for split in ("train", "valid", "test"):
             write_conll(folder / f"{split}.txt")
         (folder / "data" / "conll2003").symlink_to(folder)
-    for name in ("benchmarks", "constraints.txt", "Makefile", "pyproject.toml", "scripts"):
+    for name in ("benchmarks", "constraints.txt", "docs", "Makefile", "pyproject.toml", "scripts"):
         (folder / name).symlink_to(ROOT / name)
     binaries = folder / ".venv" / "bin"
     binaries.mkdir(parents=True)
