@@ -8,11 +8,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 Box = tuple[float, float, float, float]
 
+# Raster formats that Pillow reads by itself. Others it hands to another program, as EPS to Ghostscript, which runs what
+# the file says; some it takes for pictures without any mark at their start.
+IMAGE_FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+
 _URL_TIMEOUT_SECONDS, _URL_MAX_BYTES = 20, 64 * 2**20
+_LONG = 100  # times as long as wide
 
 
 def decode_image(
@@ -23,8 +28,9 @@ def decode_image(
 
     Args:
         image (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor`, `bytes`, `dict`, `str` or `Path`):
-            An image; a dict is an undecoded image of `datasets` (`{"bytes": …, "path": …}`). Of an animation the
-            first frame is taken, transparency is put on white, 16 bits are scaled to 8. Arrays are `(H, W)`,
+            An image; a dict is an undecoded image of `datasets` (`{"bytes": …, "path": …}`). Files are of one of the
+            `IMAGE_FORMATS`, whatever their names end in. Of an animation the first frame is taken, transparency is
+            put on white, 16 bits are scaled to 8. Arrays are `(H, W)`,
             `(H, W, C)` or `(C, H, W)` with 1, 3 or 4 channels; where both orders fit, RGB goes first, then
             channels-last for NumPy arrays and channels-first for tensors. Floats lie in 0…1 or in 0…255.
         allow_paths (`bool`, *optional*, defaults to `False`): Whether a path may be opened.
@@ -37,8 +43,18 @@ def decode_image(
 
     Raises:
         ValueError: if the image cannot be read or is not what is described above, or has more pixels than
-            `PIL.Image.MAX_IMAGE_PIXELS`.
+            `PIL.Image.MAX_IMAGE_PIXELS`. Its file is named, where that is known.
     """
+    file = image.get("path") if isinstance(image, Mapping) else image
+    try:
+        return _decode(image, allow_paths, allow_urls, keep_floats)
+    except ValueError as error:
+        if not isinstance(file, str | Path) or str(file)[:200] in str(error) or repr(str(file)[:200]) in str(error):
+            raise
+        raise ValueError(f"{str(file)[:200]}: {error}") from error
+
+
+def _decode(image: Any, allow_paths: bool, allow_urls: bool, keep_floats: bool) -> np.ndarray:
     if isinstance(image, Mapping) and ("bytes" in image or "path" in image):
         image = image.get("path") if image.get("bytes") is None else image["bytes"]
         if image is None:
@@ -50,14 +66,22 @@ def decode_image(
     if isinstance(image, bytes | bytearray | memoryview):
         if len(image) == 0:
             raise ValueError("the image is empty (0 bytes)")
+        Image.init()
         try:
-            image = Image.open(io.BytesIO(image))
+            # Older versions and other builds of PIL lack AVIF or JPEG2000, and it stumbles over names it does not know.
+            image = Image.open(io.BytesIO(image), formats=[name for name in IMAGE_FORMATS if name in Image.OPEN])
+        except UnidentifiedImageError as error:
+            raise ValueError(
+                f"the image cannot be read: it is damaged, or none of {', '.join(IMAGE_FORMATS)}; save it as PNG or JPEG"
+            ) from error
         except Exception as error:  # the decoders of PIL raise almost anything, bombs and warnings included
             raise ValueError(f"the image cannot be read: {error}") from error
     if not isinstance(image, Image.Image):
         raise ValueError(
             f"expected a PIL image, an array, a tensor, bytes, a dict of `datasets`, a path or a URL, got {type(image)}"
         )
+    if image.width * image.height == 0:
+        raise ValueError(f"expected an image with at least one pixel, got {image.width}×{image.height}")
     # PIL itself only warns between one and two times the limit.
     limit = Image.MAX_IMAGE_PIXELS
     if limit is not None and image.width * image.height > limit:
@@ -94,10 +118,19 @@ def _read(location: str, allow_paths: bool, allow_urls: bool) -> bytes:
 def _pil_to_rgb(image: Image.Image) -> np.ndarray:
     if image.mode == "I" or image.mode.startswith("I;16"):
         # 16-bit greys; `convert` would clip everything above 255. Older PIL versions open them in mode "I".
-        image = Image.fromarray((np.clip(np.asarray(image, dtype=np.int64), 0, 65535) / 257 + 0.5).astype(np.uint8))
+        grey, transparent = np.asarray(image, dtype=np.int64), image.info.get("transparency")
+        if grey.min() < 0 or grey.max() > 65535:
+            raise ValueError(
+                f"expected greys of 16 bits, 0…65535, got {grey.min()}…{grey.max()}; save it with 8 or 16 bits"
+            )
+        if isinstance(transparent, int):
+            grey = np.where(grey == transparent, 65535, grey)
+        image = Image.fromarray((grey / 257 + 0.5).astype(np.uint8))
     elif image.mode == "F":
         return _array_to_rgb(np.asarray(image), keep_floats=False)
-    if image.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in image.info:
+    if image.mode == "La":  # which PIL turns into nothing else
+        image = image.convert("LA")
+    if image.mode in ("LA", "PA", "RGBA", "RGBa") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return np.asarray(image.convert("RGB"))
@@ -106,8 +139,11 @@ def _pil_to_rgb(image: Image.Image) -> np.ndarray:
 def _array_to_rgb(image: np.ndarray | torch.Tensor, keep_floats: bool) -> np.ndarray:
     channels_first = isinstance(image, torch.Tensor)
     if isinstance(image, torch.Tensor):
-        image = image.detach().cpu()
-        image = (image.float() if image.is_floating_point() else image).numpy()
+        try:
+            image = image.detach().cpu()
+            image = (image.float() if image.is_floating_point() else image).numpy()
+        except (TypeError, RuntimeError) as error:  # sparse, quantized, or on the meta device
+            raise ValueError(f"the tensor of the image has no plain numbers: {error}") from error
     shape = image.shape
     if image.ndim not in (2, 3) or image.size == 0:
         raise ValueError(f"expected an array of 2 or 3 dimensions with at least one pixel, got shape {shape}")
@@ -184,3 +220,24 @@ def visible_rectangle(image_processor: Any, width: int, height: int, **images_kw
     crop_height = (_get(crop, "height") or side or height * scale_y) / scale_y
     x0, y0 = (width - crop_width) / 2, (height - crop_height) / 2
     return (x0, y0, x0 + crop_width, y0 + crop_height)
+
+
+def without_unseen_ends(image: np.ndarray, image_processor: Any, **images_kwargs: Any) -> np.ndarray:
+    """
+    An image for its image processor. Of one that is more than 100 times as long as wide, what the centre crop leaves
+    out stays behind, save for what resizing mixes in: 1×20,000 pixels scaled up to 224 of width would be a billion.
+
+    Args:
+        image (`np.ndarray` of shape `(height, width, channels)`): The image.
+        image_processor (`BaseImageProcessor`): See [`visible_rectangle`].
+        images_kwargs (*optional*): What the image processor is called with instead of its own values.
+    """
+    height, width = image.shape[:2]
+    short, long = sorted((height, width))
+    if long <= _LONG * short:
+        return image
+    x0, y0, *_ = visible_rectangle(image_processor, width, height, **images_kwargs)
+    # Resizing mixes at most 2 pixels, or 2 of those that it makes, of which the short side has many. A multiple of the
+    # short side becomes a whole number of pixels, so that the crop stays where it was.
+    left, top = (max(0, int(edge) - short - 8) // short * short for edge in (x0, y0))
+    return image[top : height - top, left : width - left]

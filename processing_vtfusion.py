@@ -13,7 +13,7 @@ from tokenizers import pre_tokenizers
 from transformers import AutoTokenizer, BatchFeature
 from transformers.processing_utils import ImagesKwargs, ProcessingKwargs, ProcessorMixin, Unpack
 
-from .images_vtfusion import Box, decode_image, visible_rectangle
+from .images_vtfusion import Box, decode_image, visible_rectangle, without_unseen_ends
 from .prompts_vtfusion import chat_template_with_images, take_image_tokens, visible_images
 
 Span = tuple[int, int]
@@ -985,12 +985,13 @@ class VTFusionProcessor(ProcessorMixin):
         places = [(r, s) for r, row in enumerate(rows) for s, image in enumerate(row) if image is not None]
         if not places:
             return {}
-        flat: list[Any] = [rows[row][slot] for row, slot in places]
+        flat: list[Any] = [without_unseen_ends(rows[r][s], self.image_processor, **images_kwargs) for r, s in places]
         # Left to itself an image processor guesses the channel axis, and guesses wrong for images 1 or 3 pixels wide.
         images_kwargs["input_data_format"] = "channels_last"
         try:
             features = self.image_processor(flat, return_tensors="pt", **images_kwargs)
         except (ValueError, RuntimeError) as error:
+            self._refuse_single_images(rows, places, flat, images_kwargs)
             raise ValueError(
                 f"field `images`: {type(self.image_processor).__name__} failed on {len(flat)} images; all images must "
                 f"come out in one size (see its `size`, `do_resize` and `do_center_crop`): {error}"
@@ -1014,6 +1015,21 @@ class VTFusionProcessor(ProcessorMixin):
         if "pixel_mask" in features:
             data["pixel_mask"] = place(features["pixel_mask"])
         return data
+
+    def _refuse_single_images(
+        self, rows: list[list[np.ndarray | None]], places: list[Span], images: list[Any], images_kwargs: dict[str, Any]
+    ) -> None:
+        """Names the first of some images that the image processor fails on although it is alone, if there is one."""
+        for (row, slot), image in zip(places, images, strict=True):
+            try:
+                self.image_processor([image], return_tensors="pt", **images_kwargs)
+            except (ValueError, RuntimeError) as error:
+                where = f"image {slot}: " if len(rows[row]) > 1 else ""
+                height, width = image.shape[:2]
+                raise ValueError(
+                    f"row {row}, field `images`: {where}{type(self.image_processor).__name__} cannot prepare an image of "
+                    f"{width}×{height} pixels; crop it or leave it out: {error}"
+                ) from error
 
     # ----------------------------------------------- from the model ------------------------------------------------
 

@@ -138,13 +138,15 @@ class ImageStore:
             try:
                 self.load(key)
             except ValueError as error:
-                if on_bad_image == "error":
-                    raise ValueError(
-                        f"{error}. With --on_bad_image skip_image such rows count as without image."
-                    ) from error
-                logger.warning("%s: counts as no image.", error)
+                _skip(error, on_bad_image)
                 bad.add(key)
         return bad
+
+
+def _skip(error: ValueError, on_bad_image: str) -> None:
+    if on_bad_image == "error":
+        raise ValueError(f"{error}. With --on_bad_image skip_image such rows count as without image.") from error
+    logger.warning("%s: counts as no image.", error)
 
 
 def prepare_images(
@@ -286,11 +288,12 @@ class FeatureCache:
         Args:
             store ([`ImageStore`]): where the images are.
             keys (`Sequence[str]`): the images wanted.
-            on_bad_image (`str`): `"error"` raises at an image that cannot be decoded, `"skip_image"` leaves it out.
+            on_bad_image (`str`): `"error"` raises at an image that cannot be decoded or prepared, `"skip_image"` leaves
+                it out.
             batch_size (`int`, *optional*, defaults to 32): images in a call of the encoder.
 
         Returns:
-            `set[str]`: keys of the images that cannot be decoded.
+            `set[str]`: keys of the images that cannot be decoded or prepared.
         """
         missing = [key for key in dict.fromkeys(keys) if key not in self]
         bad: set[str] = set()
@@ -298,23 +301,39 @@ class FeatureCache:
             return bad
         device = next(self.model.vision_model.parameters()).device
 
+        def loaded(keys: list[str]) -> dict[str, Any]:
+            images = {}
+            for key in keys:
+                try:
+                    images[key] = store.load(key)
+                except ValueError as error:
+                    _skip(error, on_bad_image)
+                    bad.add(key)
+            return images
+
+        def encode(images: dict[str, Any]) -> dict[str, torch.Tensor]:
+            """Leaves those out of `images` that the image processor cannot prepare."""
+            try:
+                return self.processor.encode_images([[image] for image in images.values()])
+            except ValueError:
+                for key in list(images):
+                    try:
+                        self.processor.encode_images([[images[key]]])
+                    except ValueError as error:
+                        message = str(error).removeprefix("row 0, ")
+                        _skip(ValueError(f"{store.where(key)}, {message}"), on_bad_image)
+                        bad.add(key)
+                        del images[key]
+                return self.processor.encode_images([[image] for image in images.values()])
+
         def rows() -> Iterator[dict[str, Any]]:
             training = self.model.training
             self.model.eval()
             for start in logging.tqdm(range(0, len(missing), batch_size), desc="Vision features"):
-                images, kept = [], []
-                for key in missing[start : start + batch_size]:
-                    try:
-                        images.append([store.load(key)])
-                        kept.append(key)
-                    except ValueError as error:
-                        if on_bad_image == "error":
-                            raise
-                        logger.warning("%s: counts as no image.", error)
-                        bad.add(key)
+                kept = loaded(missing[start : start + batch_size])
+                inputs = {name: value.to(device) for name, value in encode(kept).items()}
                 if not kept:
                     continue
-                inputs = {name: value.to(device) for name, value in self.processor.encode_images(images).items()}
                 with torch.no_grad():
                     features, boxes = self.model.get_visual_features(**inputs)
                 for key, feature, box in zip(kept, features[:, 0].cpu(), boxes[:, 0].cpu(), strict=True):

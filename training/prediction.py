@@ -121,7 +121,7 @@ def decoded_examples(rows: Dataset, on_bad_image: str = "error") -> Iterator[dic
             except ValueError as error:
                 where = f"Row {index}, field `images`: {error}"
                 if on_bad_image == "error":
-                    raise ValueError(where) from error
+                    raise ValueError(f"{where}. With `on_bad_image` skip_image it is left out.") from error
                 logging.get_logger(__name__).warning("%s. It is left out.", where)
         yield {**row, "images": images or None}
 
