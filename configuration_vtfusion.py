@@ -1,8 +1,11 @@
 """VTFusion configuration: what can be chosen."""
 
+import math
 from typing import Any
 
-from transformers import AutoConfig, BertConfig, PreTrainedConfig, ViTConfig
+import transformers
+from transformers import CONFIG_MAPPING, AutoConfig, BertConfig, PreTrainedConfig, ViTConfig
+from transformers.activations import ACT2FN
 
 
 class VTFusionConfig(PreTrainedConfig):
@@ -151,36 +154,55 @@ class VTFusionConfig(PreTrainedConfig):
         self.visual_hidden_size = visual_hidden_size
         self.vision_num_prefix_tokens = vision_num_prefix_tokens
 
-        for name, number in {"num_fusion_layers": num_fusion_layers, "num_fusion_heads": num_fusion_heads}.items():
-            if number < 1:
-                raise ValueError(f"`{name}` must be at least 1, got {number}.")
-        if cross_attention_every < 1:
-            raise ValueError(f"`cross_attention_every` must be at least 1, got {cross_attention_every}.")
-        if num_resampler_tokens < 0:
-            raise ValueError(f"`num_resampler_tokens` must not be negative, got {num_resampler_tokens}.")
+        counts = {
+            "fusion_hidden_size": (fusion_hidden_size, 1),
+            "num_fusion_layers": (num_fusion_layers, 1),
+            "num_fusion_heads": (num_fusion_heads, 1),
+            "cross_attention_every": (cross_attention_every, 1),
+            "num_resampler_tokens": (num_resampler_tokens, 0),
+        }
+        optional_counts = {
+            "visual_hidden_size": (visual_hidden_size, 1),
+            "vision_num_prefix_tokens": (vision_num_prefix_tokens, 0),
+            "fusion_intermediate_size": (fusion_intermediate_size, 1),
+        }
+        counts |= {name: (count, least) for name, (count, least) in optional_counts.items() if count is not None}
+        for name, (count, least) in counts.items():
+            if not isinstance(count, int) or isinstance(count, bool):
+                raise ValueError(f"`{name}` must be a whole number, got {count!r}.")
+            if count < least:
+                raise ValueError(f"`{name}` must {'be at least 1' if least else 'not be negative'}, got {count}.")
         if fusion_hidden_size % num_fusion_heads != 0:
             raise ValueError(
                 f"`fusion_hidden_size` ({fusion_hidden_size}) must be a multiple of `num_fusion_heads` "
                 f"({num_fusion_heads})."
             )
-        if temperature_init <= 0:
-            raise ValueError(f"`temperature_init` must be positive, got {temperature_init}.")
-        if not 0 <= image_dropout < 1:
-            raise ValueError(f"`image_dropout` must be at least 0 and below 1, got {image_dropout}.")
+        if not _is_number(temperature_init) or temperature_init <= 0:
+            raise ValueError(f"`temperature_init` must be positive and finite, got {temperature_init!r}.")
+        shares = {
+            "fusion_dropout": fusion_dropout,
+            "classifier_dropout": classifier_dropout,
+            "image_dropout": image_dropout,
+            "label_smoothing": label_smoothing,
+        }
+        for name, share in shares.items():
+            if not _is_number(share) or not 0 <= share < 1:
+                raise ValueError(f"`{name}` must be at least 0 and below 1, got {share!r}.")
         weights = {
             "fusion_loss_weight": fusion_loss_weight,
             "text_loss_weight": text_loss_weight,
             "vision_loss_weight": vision_loss_weight,
             "contrastive_loss_weight": contrastive_loss_weight,
             "matching_loss_weight": matching_loss_weight,
+            "initializer_range": initializer_range,
         }
         for name, weight in weights.items():
-            if weight < 0:
-                raise ValueError(f"`{name}` must not be negative, got {weight}.")
+            if not _is_number(weight) or weight < 0:
+                raise ValueError(f"`{name}` must be finite and must not be negative, got {weight!r}.")
         if pooling not in ("mean", "first", "last"):
             raise ValueError(f"`pooling` must be 'mean', 'first' or 'last', got {pooling!r}.")
-        if not 0 <= label_smoothing < 1:
-            raise ValueError(f"`label_smoothing` must be at least 0 and below 1, got {label_smoothing}.")
+        if fusion_hidden_act not in ACT2FN:
+            raise ValueError(f"`fusion_hidden_act` must be one of {', '.join(ACT2FN)}, got {fusion_hidden_act!r}.")
         self.fusion_hidden_size = fusion_hidden_size
         self.fusion_intermediate_size = fusion_intermediate_size or 2 * fusion_hidden_size
         self.num_fusion_layers = num_fusion_layers
@@ -211,6 +233,11 @@ class VTFusionConfig(PreTrainedConfig):
             if kwargs.get(name) is None:
                 kwargs[name] = {}
         super().__init__(**kwargs)
+        if class_weights is not None and not (
+            isinstance(class_weights, list | tuple)
+            and all(_is_number(weight) and weight >= 0 for weight in class_weights)
+        ):
+            raise ValueError(f"`class_weights` must be finite numbers that are not negative, got {class_weights!r}.")
         if class_weights is not None and len(class_weights) != self.num_labels:
             raise ValueError(f"`class_weights` has {len(class_weights)} numbers for {self.num_labels} labels.")
         # `save_pretrained` records only the class that was saved, and only an instance attribute reaches the JSON
@@ -232,17 +259,27 @@ class VTFusionConfig(PreTrainedConfig):
 
     @staticmethod
     def _as_config(config: PreTrainedConfig | dict[str, Any], name: str) -> PreTrainedConfig:
-        if not isinstance(config, dict):
+        if isinstance(config, PreTrainedConfig):
             return config
+        if not isinstance(config, dict):
+            raise ValueError(f"`{name}` must be a `PreTrainedConfig` or a dict, got {config!r}.")
         values = dict(config)
         model_type = values.pop("model_type", None)
         if model_type is None:
             raise ValueError(f"`{name}` was given as a dict without `model_type`, for example 'bert' or 'resnet'.")
+        if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
+            raise ValueError(
+                f"`{name}` has the `model_type` {model_type!r}, which transformers {transformers.__version__} does not know."
+            )
         return AutoConfig.for_model(model_type, **values)
 
     def get_text_config(self, *args: Any, **kwargs: Any) -> PreTrainedConfig:
         """Configuration of the text part, which has the vocabulary and the word embeddings."""
         return self.text_config
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 VTFusionConfig.register_for_auto_class()

@@ -1,6 +1,7 @@
 """The configuration: what it accepts, what it refuses, and what survives a folder."""
 
 import json
+import math
 
 import pytest
 from transformers import AutoConfig, BertConfig, ResNetConfig, ViTConfig
@@ -58,25 +59,57 @@ def test_unknown_model_type_raises():
         VTFusionConfig(text_config={"model_type": "no-such-model"})
 
 
+COUNTS = [
+    *("fusion_hidden_size", "fusion_intermediate_size", "num_fusion_layers", "num_fusion_heads"),
+    *("visual_hidden_size", "vision_num_prefix_tokens", "cross_attention_every", "num_resampler_tokens"),
+]
+NUMBERS = [
+    *("temperature_init", "fusion_dropout", "classifier_dropout", "image_dropout", "label_smoothing"),
+    *("fusion_loss_weight", "text_loss_weight", "vision_loss_weight", "contrastive_loss_weight"),
+    *("matching_loss_weight", "initializer_range"),
+]
+
+
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
         ({"num_fusion_layers": 0}, "`num_fusion_layers` must be at least 1, got 0"),
         ({"fusion_hidden_size": 30, "num_fusion_heads": 4}, r"multiple of `num_fusion_heads` \(4\)"),
         ({"num_fusion_heads": 0}, "`num_fusion_heads` must be at least 1, got 0"),
-        ({"temperature_init": 0.0}, "`temperature_init` must be positive, got 0.0"),
+        ({"temperature_init": 0.0}, "`temperature_init` must be positive and finite, got 0.0"),
         ({"temperature_init": -1.0}, "`temperature_init` must be positive"),
         ({"image_dropout": 1.0}, "`image_dropout` must be at least 0 and below 1, got 1.0"),
         ({"image_dropout": -0.1}, "`image_dropout` must be at least 0"),
-        ({"fusion_loss_weight": -0.1}, "`fusion_loss_weight` must not be negative, got -0.1"),
-        ({"text_loss_weight": -0.1}, "`text_loss_weight` must not be negative"),
-        ({"vision_loss_weight": -0.1}, "`vision_loss_weight` must not be negative"),
-        ({"contrastive_loss_weight": -0.1}, "`contrastive_loss_weight` must not be negative"),
-        ({"matching_loss_weight": -0.1}, "`matching_loss_weight` must not be negative"),
+        ({"fusion_loss_weight": -0.1}, "`fusion_loss_weight` must be finite and must not be negative, got -0.1"),
+        ({"text_loss_weight": -0.1}, "`text_loss_weight` must be finite and must not be negative"),
+        ({"vision_loss_weight": -0.1}, "`vision_loss_weight` must be finite and must not be negative"),
+        ({"contrastive_loss_weight": -0.1}, "`contrastive_loss_weight` must be finite and must not be negative"),
+        ({"matching_loss_weight": -0.1}, "`matching_loss_weight` must be finite and must not be negative"),
         ({"pooling": "max"}, "`pooling` must be 'mean', 'first' or 'last', got 'max'"),
         ({"pooling": None}, "`pooling` must be .* got None"),
         ({"label_smoothing": 1.0}, "`label_smoothing` must be at least 0 and below 1, got 1.0"),
         ({"label_smoothing": -0.1}, "`label_smoothing` must be at least 0"),
+        *(({name: 1.5}, f"`{name}` must be a whole number, got 1.5") for name in COUNTS),
+        *(({name: "3"}, f"`{name}` must be a whole number, got '3'") for name in COUNTS),
+        *(({name: -1}, f"`{name}` must (be at least 1|not be negative), got -1") for name in COUNTS),
+        *(
+            ({name: value}, f"`{name}` must .* got {value!r}")
+            for name in NUMBERS
+            for value in (math.nan, math.inf, -math.inf, -0.1, "0.1", None, True)
+        ),
+        ({"num_fusion_layers": True}, "`num_fusion_layers` must be a whole number, got True"),
+        ({"fusion_hidden_size": 0}, "`fusion_hidden_size` must be at least 1, got 0"),
+        ({"fusion_dropout": 1.0}, "`fusion_dropout` must be at least 0 and below 1, got 1.0"),
+        ({"classifier_dropout": 1.0}, "`classifier_dropout` must be at least 0 and below 1"),
+        ({"fusion_hidden_act": "no-such"}, "`fusion_hidden_act` must be one of .*gelu.*, got 'no-such'"),
+        ({"text_config": "bert"}, "`text_config` must be a `PreTrainedConfig` or a dict, got 'bert'"),
+        ({"vision_config": [1]}, r"`vision_config` must be a `PreTrainedConfig` or a dict, got \[1\]"),
+        ({"vision_config": {"model_type": "no-such"}}, "`vision_config` has the `model_type` 'no-such', which"),
+        ({"text_config": {"model_type": ["bert"]}}, r"`text_config` has the `model_type` \['bert'\]"),
+        ({"class_weights": [1.0, math.nan]}, r"`class_weights` must be finite numbers .* got \[1.0, nan\]"),
+        ({"class_weights": [1.0, -1.0]}, "`class_weights` must be finite numbers that are not negative"),
+        ({"class_weights": ["a", 1.0]}, "`class_weights` must be finite numbers"),
+        ({"class_weights": "ab"}, "`class_weights` must be finite numbers"),
         ({"class_weights": [1.0, 2.0, 3.0]}, "`class_weights` has 3 numbers for 2 labels"),
         ({"class_weights": [1.0, 2.0], "num_labels": 3}, "`class_weights` has 2 numbers for 3 labels"),
         ({"class_weights": [1.0], "id2label": {0: "no", 1: "yes"}}, "`class_weights` has 1 numbers for 2 labels"),
