@@ -122,13 +122,14 @@ class VTFusionBatch(BatchFeature):
 # ------------------------------------------------ words and sub-words -----------------------------------------------
 
 
-def read_text(text: Any, row: int) -> TextRow:
+def read_text(text: Any, row: int, field: str = "text") -> TextRow:
     """
     Find the words of a text.
 
     Args:
         text (`str` or `list[str]`): A string, or a list of words.
         row (`int`): Its place in the batch, for error messages.
+        field (`str`, *optional*, defaults to `"text"`): What the caller calls it, for error messages.
 
     Returns:
         [`TextRow`]: the text, its words and where they stand in it.
@@ -136,7 +137,7 @@ def read_text(text: Any, row: int) -> TextRow:
     Raises:
         ValueError: if it is neither, has no words as a list, or is not valid Unicode.
     """
-    where = f"row {row}, field `text`: "
+    where = f"row {row}, field `{field}`: "
     if isinstance(text, str):
         found = _STRING_WORDS.pre_tokenize_str(_checked(text, where)) if text else []
         return TextRow(text, [word for word, _ in found], [span for _, span in found])
@@ -146,9 +147,9 @@ def read_text(text: Any, row: int) -> TextRow:
         raise ValueError(f"{where}expected a string or a list of words, got {type(text)}")
     if len(text) == 0:
         raise ValueError(f"{where}there are no words")
-    wrong = next((word for word in text if not isinstance(word, str)), None)
-    if wrong is not None:
-        raise ValueError(f"{where}expected words that are strings, got {wrong!r} ({type(wrong)})")
+    for word in text:
+        if not isinstance(word, str):
+            raise ValueError(f"{where}expected words that are strings, got {word!r} ({type(word)})")
     ends = np.cumsum([len(word) + 1 for word in text]) - 1  # one space between words
     spans = [(int(end) - len(word), int(end)) for word, end in zip(text, ends, strict=True)]
     return TextRow(_checked(" ".join(text), where), list(text), spans)
@@ -847,7 +848,7 @@ class VTFusionProcessor(ProcessorMixin):
         if word_labels is not None:
             word_labels = [_read_labels(word_labels[i], row.words, i) for i, row in enumerate(rows)]
         if pairs is not None:
-            pairs = [pair if isinstance(pair, str) else " ".join(pair) for pair in pairs]
+            pairs = [read_text(pair, index, "text_pair").text for index, pair in enumerate(pairs)]
         elif pair_first:
             raise ValueError("`pair_first` says where `text_pair` stands, and there is none")
         if tokenizer_kwargs.get("truncation"):
@@ -899,6 +900,8 @@ class VTFusionProcessor(ProcessorMixin):
                 best[low:high][closer] = distance[closer]
                 owner[low:high][closer] = window
                 ranges.append((start, end, low, high))
+            # −1 reads the last one
+            labels = None if word_labels is None else np.array([*word_labels[index], -100])
             for window, (start, end, low, high) in enumerate(ranges):
                 body = slice(offset + start, offset + end)
                 for name in names:
@@ -912,8 +915,7 @@ class VTFusionProcessor(ProcessorMixin):
                 window_spans[offset : offset + end - start] = shown[start:end]
                 windows["token_spans"].append(window_spans)
                 windows["row"].append(index)
-                if word_labels is not None:
-                    labels = np.array([*word_labels[index], -100])  # −1 reads the last one
+                if labels is not None:
                     windows["labels"].append(labels[read].tolist())
         return rows, windows
 
@@ -924,7 +926,9 @@ class VTFusionProcessor(ProcessorMixin):
                 "tokens are needed; raise `max_length`"
             )
         if stride is not None and not 0 <= stride < size:
-            raise ValueError(f"`stride` = {stride} must be less than the {size} tokens of text in a window")
+            raise ValueError(
+                f"row {row}, field `text`: `stride` = {stride} must be less than the {size} tokens of text in a window"
+            )
         shared = min(self.window_stride, size // 2) if stride is None else stride
         return list(range(0, count - shared, size - shared))
 

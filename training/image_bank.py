@@ -1,6 +1,5 @@
 """Collections of pictures with names or captions: reading them, and finding their names among words."""
 
-import json
 import os
 import unicodedata
 from collections.abc import Sequence
@@ -9,6 +8,7 @@ from functools import lru_cache
 from typing import Any
 
 from .image_paths import ImageFolders, image_item
+from .sources import named_encoding, read_json_object
 
 MATCH_CASES = ("capital", "ignore", "exact")
 
@@ -163,7 +163,7 @@ class ImageBank:
             raise FileNotFoundError(f"The image bank {folder} has no metadata.jsonl.")
         folders = ImageFolders.of_file(folder, allow_outside_paths=allow_outside_paths)
         images: dict[str, BankImage] = {}
-        with open(metadata, encoding="utf-8-sig") as file:
+        with open(metadata, encoding="utf-8-sig") as file, named_encoding(metadata):
             for number, line in enumerate(file, 1):
                 if not line.strip():
                     continue
@@ -229,12 +229,7 @@ class ImageBank:
 
 
 def _read_bank_image(line: str, folders: ImageFolders, where: str) -> BankImage:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{where}: not valid JSON: {error}") from None
-    if not isinstance(row, dict):
-        raise ValueError(f"{where}: expected a JSON object, got {type(row).__name__}.")
+    row = read_json_object(line, where)
     file_name, name = row.get("image", row.get("file_name")), row.get("name")
     item = image_item(file_name, folders.base, f"{where}, field 'image'") if isinstance(file_name, str) else None
     if item is None:
@@ -254,6 +249,9 @@ def _read_bank_image(line: str, folders: ImageFolders, where: str) -> BankImage:
         raise folders.refuse(path, f"{where}, field 'image'")
     if not os.path.isfile(path):
         raise FileNotFoundError(f"{where}: the image file {path} is missing.")
+    for field in ("id", "kind"):
+        if not isinstance(row.get(field), str | int | None):
+            raise ValueError(f"{where}: expected a string or an integer in the field {field!r}, got {row[field]!r}.")
     image_id = row.get("id")
     image_id = os.path.splitext(os.path.basename(path))[0] if image_id is None else str(image_id)
     return BankImage(image_id, path, name or None, texts["aliases"], row.get("kind"), texts["captions"])

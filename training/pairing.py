@@ -18,7 +18,6 @@ read, the same ones that they get in a `DatasetDict`. A stream is read by one pr
 
 import csv
 import io
-import json
 import math
 import os
 import random
@@ -48,11 +47,13 @@ from transformers.utils import logging
 from .image_bank import ImageBank
 from .image_paths import ImageFolders, image_item
 from .retrieval import ImageRetriever, search_all
+from .sources import named_encoding, read_json_object
 from .streams import known_features, named_errors
 
 # See `_CACHE_VERSION` in `data.py`: raise it when what the functions below return changes.
 _CACHE_VERSION = 2
 _WRITTEN_AT_ONCE = 1000  # rows of a stream
+_LARGEST = float(np.finfo(np.float32).max)  # scores are stored as such
 
 STRATEGIES = ("manifest", "lexicon", "retrieval", "random", "blank", "none")
 BLANK_ID = "blank"
@@ -437,16 +438,11 @@ def _manifest_lines(path: str) -> Iterator[_ManifestLine]:
 
 
 def _json_objects(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    with open(path, encoding="utf-8-sig") as file:
+    with open(path, encoding="utf-8-sig") as file, named_encoding(path):
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
-            try:
-                fields = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path}, line {number}: not valid JSON: {error}") from None
-            if not isinstance(fields, dict):
-                raise ValueError(f"{path}, line {number}: expected a JSON object, got {type(fields).__name__}.")
+            fields = read_json_object(line, f"{path}, line {number}")
             if "image" not in fields:
                 raise ValueError(
                     f"{path}, line {number}: the field 'image' is missing. For a text without a picture write null."
@@ -455,24 +451,28 @@ def _json_objects(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _csv_objects(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    with open(path, encoding="utf-8-sig", newline="") as file:
+    with open(path, encoding="utf-8-sig", newline="") as file, named_encoding(path):
         reader = csv.DictReader(file)
-        names = reader.fieldnames or []
-        if "image" not in names or not {"row", "id"} & set(names):
-            raise ValueError(
-                f"{path}, line 1: expected a header with 'image' and 'row' or 'id', got {', '.join(names) or 'nothing'}."
-            )
-        for fields in reader:
-            # CSV knows no types: an empty cell is a field that is not there.
-            values: dict[str, Any] = {name: value for name, value in fields.items() if value not in ("", None)}
-            for name, convert in (("row", int), ("score", float)):
-                try:
-                    values[name] = convert(values[name])
-                except KeyError:
-                    continue
-                except ValueError:
-                    pass  # the check of all fields says what is wrong
-            yield reader.line_num, values
+        try:
+            names = reader.fieldnames or []
+            if "image" not in names or not {"row", "id"} & set(names):
+                raise ValueError(
+                    f"{path}, line 1: expected a header with 'image' and 'row' or 'id', got "
+                    f"{', '.join(names) or 'nothing'}."
+                )
+            for fields in reader:
+                # CSV knows no types: an empty cell is a field that is not there.
+                values: dict[str, Any] = {name: value for name, value in fields.items() if value not in ("", None)}
+                for name, convert in (("row", int), ("score", float)):
+                    try:
+                        values[name] = convert(values[name])
+                    except KeyError:
+                        continue
+                    except ValueError:
+                        pass  # the check of all fields says what is wrong
+                yield reader.line_num, values
+        except csv.Error as error:
+            raise ValueError(f"{path}, line {reader.line_num + 1}: not valid CSV: {error}") from None
 
 
 def _manifest_line(fields: dict[str, Any], where: str, number: int) -> _ManifestLine:
@@ -491,7 +491,8 @@ def _manifest_line(fields: dict[str, Any], where: str, number: int) -> _Manifest
         raise ValueError(
             f"{where}: {image!r} in the field 'image' is a URL. Nothing is downloaded here: download the images first."
         )
-    if score is not None and (not isinstance(score, int | float) or isinstance(score, bool) or math.isnan(score)):
+    is_number = isinstance(score, int | float) and not isinstance(score, bool)
+    if score is not None and not (is_number and -_LARGEST <= score <= _LARGEST):
         raise ValueError(f"{where}: expected a number in the field 'score', got {score!r}.")
     return _ManifestLine(where, number, row, None if text_id is None else str(text_id), split, image or None, score)
 

@@ -423,22 +423,55 @@ def check_encoding(path: str) -> None:
                 raise ValueError(f"{path}, line {number}: not UTF-8 text ({error}).") from None
 
 
+@contextmanager
+def named_encoding(path: str) -> Iterator[None]:
+    """
+    What is read of a file within is UTF-8, or the first line that is not is named.
+
+    Args:
+        path (`str`): the file.
+
+    Raises:
+        `ValueError`: There is one.
+    """
+    try:
+        yield
+    except UnicodeDecodeError:
+        check_encoding(path)
+        raise
+
+
+def read_json_object(line: str, place: str) -> dict[str, Any]:
+    """
+    The object on a line of JSON.
+
+    Args:
+        line (`str`): the line.
+        place (`str`): file and line, for messages.
+
+    Raises:
+        `ValueError`: It is none, or holds half of a character, which no file can be written with.
+    """
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{place}: not valid JSON: {error}") from None
+    if not isinstance(row, dict):
+        raise ValueError(f"{place}: expected a JSON object, got {type(row).__name__}.")
+    for field, value in row.items():
+        try:
+            json.dumps([field, value], ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            half = f"\\u{ord(error.object[error.start]):04x}"
+            raise ValueError(f"{place}, field {field!r}: half of a character ({half}).") from None
+    return row
+
+
 def _check_json_lines(path: str) -> None:
     with open(path, encoding="utf-8-sig", newline="\n") as file:
         for number, line in enumerate(file, 1):
-            place = f"{path}, line {number}"
-            try:
-                row = json.loads(line) if line.strip() else {}
-            except (json.JSONDecodeError, RecursionError) as error:
-                raise ValueError(f"{place}: not valid JSON: {error}") from None
-            if not isinstance(row, dict):
-                raise ValueError(f"{place}: expected a JSON object, got {type(row).__name__}.")
-            for field, value in row.items():
-                try:
-                    json.dumps([field, value], ensure_ascii=False).encode()
-                except UnicodeEncodeError as error:
-                    half = f"\\u{ord(error.object[error.start]):04x}"
-                    raise ValueError(f"{place}, field {field!r}: half of a character ({half}).") from None
+            if line.strip():
+                read_json_object(line, f"{path}, line {number}")
 
 
 # Images

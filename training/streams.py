@@ -100,8 +100,11 @@ def _open_file(
     if builder is not None:
         # Without this, the word "NA" and its like would become null.
         options = {"keep_default_na": False} if builder == "csv" else {}
-        with uncounted():
-            stream = load_dataset(builder, data_files={split: [path]}, split=split, streaming=True, **options)
+        try:
+            with uncounted(), named_errors(f"{split} split ({path})"):
+                stream = load_dataset(builder, data_files={split: [path]}, split=split, streaming=True, **options)
+        except StopIteration:  # what `datasets` says of a JSON file without anything in it
+            raise ValueError(f"{split} split ({path}) has no rows.") from None
     elif open_text_file is not None:
         stream = open_text_file(path)
     else:
