@@ -14,7 +14,7 @@ PYTEST := $(BIN)/pytest -n $(WORKERS) --dist worksteal
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-slow test-oldest lint format typecheck coverage golden docs wheel clean
+.PHONY: help install quickstart test test-slow test-oldest lint format typecheck coverage golden fuzz docs wheel clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -55,6 +55,10 @@ coverage: $(INSTALLED)  ## `make test` with a report of the lines that no test r
 
 golden: $(INSTALLED)  ## tests/golden/outputs.json: what later versions are compared with, see CONTRIBUTING.md
 	$(BIN)/python tests/golden_outputs.py
+
+fuzz: $(INSTALLED)  ## bad input by the thousand, a minute for each reader of it; ARGS="image conll --seconds 600"
+	$(BIN)/python -m pip install -q -c $(CONSTRAINTS) -e ".[fuzz]"
+	$(BIN)/python tests/campaigns/fuzz.py $(ARGS)
 
 docs: $(INSTALLED)  ## outputs/docs/index.html: the API reference, from the docstrings
 	$(BIN)/python docs/build_reference.py outputs/docs

@@ -1,0 +1,71 @@
+"""What the project says about itself: pinned versions, warnings that are errors, and campaigns that can find something."""
+
+import importlib.util
+import re
+import tomllib
+import warnings
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+
+def names(requirements):
+    """Names of packages as they are compared, without versions and extras."""
+    found = {re.split(r"[<>=!~;\[ ]", line, maxsplit=1)[0] for line in requirements}
+    return {re.sub(r"[-_.]+", "-", name).lower() for name in found}
+
+
+@pytest.mark.parametrize("file", ["constraints.txt", "constraints-oldest.txt"])
+def test_every_direct_dependency_is_pinned(file):
+    lines = (ROOT / file).read_text(encoding="utf-8").splitlines()
+    pins = [line for line in lines if line and not line.startswith("#")]
+    assert all(re.fullmatch(r"[\w.-]+==[\w.!+]+", pin) for pin in pins)
+    extras = PROJECT["optional-dependencies"].values()
+    direct = names(PROJECT["dependencies"]).union(*map(names, extras)) - {"vtfusion"}
+    assert {"torch", "gradio", "atheris"} <= direct <= names(pins)
+
+
+@pytest.mark.parametrize("kind", [DeprecationWarning, FutureWarning])
+def test_what_our_own_code_calls_must_not_be_on_its_way_out(kind):
+    code = "warnings.warn('old', kind)"
+    for module in ("vtfusion", "vtfusion.training.data", "transformers_modules.a.modeling_vtfusion"):
+        with pytest.raises(kind, match="old"):
+            exec(code, {"__name__": module, "warnings": warnings, "kind": kind})
+    for module in ("datasets.arrow", "vtfusion_other", "a.vtfusion"):
+        exec(code, {"__name__": module, "warnings": warnings, "kind": kind})
+
+
+@pytest.fixture(scope="module")
+def fuzz():
+    spec = importlib.util.spec_from_file_location("fuzz", ROOT / "tests" / "campaigns" / "fuzz.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("target", ["processor", "image", "conll", "jsonl", "csv", "pairing", "tags"])
+def test_nothing_is_found_where_the_search_begins(fuzz, target):
+    assert target in fuzz.TARGETS
+    for seed in fuzz.seeds(target):
+        for data in (seed, seed[: len(seed) // 2], b""):
+            assert fuzz.find(target, data) is None
+
+
+def test_what_is_wrong_is_found(fuzz, monkeypatch):
+    def fails_at(error):
+        def fail(*args, **kwargs):
+            raise error
+
+        return fail
+
+    data = fuzz.seeds("tags")[1]
+    for error in (KeyError("B"), ValueError("a message without a place")):
+        monkeypatch.setattr(fuzz, "detect_scheme", fails_at(error))
+        assert type(error).__name__ in fuzz.find("tags", data)
+    monkeypatch.setattr(fuzz, "detect_scheme", fails_at(ValueError("row 0, position 3: no tag")))
+    assert fuzz.find("tags", data) is None
+    monkeypatch.setattr(fuzz, "detect_scheme", lambda sequences: "IOB3")
+    assert "Finding: IOB3" in fuzz.find("tags", data)
