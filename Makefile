@@ -14,7 +14,7 @@ PYTEST := $(BIN)/pytest -n $(WORKERS) --dist worksteal
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-slow test-oldest lint format typecheck coverage golden fuzz docs wheel clean
+.PHONY: help install quickstart test test-slow test-oldest lint format typecheck coverage golden fuzz audit docs wheel clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -59,6 +59,10 @@ golden: $(INSTALLED)  ## tests/golden/outputs.json: what later versions are comp
 fuzz: $(INSTALLED)  ## bad input by the thousand, a minute for each reader of it; ARGS="image conll --seconds 600"
 	$(BIN)/python -m pip install -q -c $(CONSTRAINTS) -e ".[fuzz]"
 	$(BIN)/python tests/campaigns/fuzz.py $(ARGS)
+
+audit: $(INSTALLED)  ## known vulnerabilities of the pinned versions; asks PyPI, and fails where that does not answer
+	$(BIN)/python -m pip install -q -c $(CONSTRAINTS) -e ".[audit]"
+	$(BIN)/pip-audit --strict --no-deps --disable-pip -r $(CONSTRAINTS)
 
 docs: $(INSTALLED)  ## outputs/docs/index.html: the API reference, from the docstrings
 	$(BIN)/python docs/build_reference.py outputs/docs

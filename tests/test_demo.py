@@ -559,6 +559,39 @@ def test_nothing_is_asked_of_others_and_no_path_is_shown(visit, url, outside):
         assert f"{place}/" not in shown, place
 
 
+def post(address, content, kind):
+    request = urllib.request.Request(address, content, {"Content-Type": kind})
+    with urllib.request.urlopen(request, timeout=60) as response:
+        return response.read().decode()
+
+
+def upload(url, content):
+    head = '--x\r\nContent-Disposition: form-data; name="files"; filename="../../a.png"\r\n\r\n'
+    body = head.encode() + content + b"\r\n--x--\r\n"
+    return post(f"{url}gradio_api/upload", body, "multipart/form-data; boundary=x")
+
+
+def test_uploads_beyond_the_limit_are_refused_by_the_server(url):
+    """Whoever asks it without the page, which refuses them too."""
+    (kept,) = json.loads(upload(url, png()))
+    uploads = Path(tempfile.gettempdir(), "gradio").resolve()
+    assert Path(kept).resolve().is_relative_to(uploads) and Path(kept).read_bytes() == png()
+    with pytest.raises(urllib.error.HTTPError, match="413"):
+        upload(url, bytes(LIMITS.megabytes * 2**20 + 1))
+
+
+def test_an_error_that_nobody_foresaw_shows_no_path(visit, monkeypatch):
+    def fail(*inputs):
+        raise OSError(f"cannot read {demo.__file__}")
+
+    monkeypatch.setattr(demo, "analyse", fail)
+    visitor = visit()
+    visitor.text.fill("Paris")
+    visitor.text.press("Enter")
+    visitor.page.locator("#vt-result .error").get_by_text("Error").wait_for()
+    assert "cannot read" not in visitor.page.content() and "demo.py" not in visitor.page.content()
+
+
 @pytest.mark.parametrize("file", [__file__, "/etc/hostname", demo.__file__])
 def test_files_of_the_server_are_not_served(url, file):
     with pytest.raises(urllib.error.HTTPError, match="403"):
