@@ -989,7 +989,8 @@ class VTFusionProcessor(ProcessorMixin):
         places = [(r, s) for r, row in enumerate(rows) for s, image in enumerate(row) if image is not None]
         if not places:
             return {}
-        flat: list[Any] = [without_unseen_ends(rows[r][s], self.image_processor, **images_kwargs) for r, s in places]
+        flat: list[Any] = [rows[row][slot] for row, slot in places]
+        flat = [without_unseen_ends(image, self.image_processor, **images_kwargs) for image in flat]
         # Left to itself an image processor guesses the channel axis, and guesses wrong for images 1 or 3 pixels wide.
         images_kwargs["input_data_format"] = "channels_last"
         try:
