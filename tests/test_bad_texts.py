@@ -286,3 +286,16 @@ def test_bad_texts_of_a_classification_file_are_named(tmp_path, text):
     path = write(tmp_path / "a.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(ValueError, match=r"train split \(.*a\.jsonl\), row 1, column 'text'"):
         load_classification_dataset(train_file=path, cache_dir=tmp_path)
+
+
+def test_mixed_schemes_name_files_and_rows(tmp_path):
+    for name, tag in (("train", "E-X"), ("dev", "U-Y")):
+        write(tmp_path / f"{name}.conll", f"a O\n\nb O\nc {tag}\n")
+    message = (
+        r"^train split \(.*train\.conll\), then validation split \(.*dev\.conll\), rows counted through: The tags mix "
+        r"the schemes BIOES \('E-X' in row 1, position 1\) and BILOU \('U-Y' in row 3, position 1\)"
+    )
+    with pytest.raises(ValueError, match=message):
+        load_token_classification_dataset(
+            train_file=tmp_path / "train.conll", validation_file=tmp_path / "dev.conll", cache_dir=tmp_path
+        )

@@ -472,7 +472,11 @@ def _to_class_labels(
     texts: dict[str, Dataset], sources: dict[str, Source], declared: list[str], fixed: bool, scheme: str | None
 ) -> dict[str, Dataset]:
     """Tags as strings of any scheme → `ClassLabel` of IOB2, the same in all splits."""
-    scheme = (scheme or detect_scheme(_tag_sequences(texts.values()))).upper()
+    try:
+        scheme = (scheme or detect_scheme(_tag_sequences(texts.values()))).upper()
+    except ValueError as error:
+        splits = ", then ".join(sources[split].where for split in texts)
+        raise ValueError(f"{splits}, rows counted through: {error}") from None
     used_types = {split_tag(tag)[1] for text in texts.values() for tag in _unique_tags(text)} - {""}
     labels = _label_list(declared, used_types, fixed)
 

@@ -100,22 +100,24 @@ def detect_scheme(sequences: Iterable[Sequence[str]]) -> str:
     'IOB1'
     ```
     """
-    seen: set[str] = set()
+    seen: dict[str, str] = {}  # each prefix, and where it is first
     not_iob2 = not_iob1 = 0
     for row, tags in enumerate(sequences):
         previous_type = None
-        for prefix, entity_type, continues in _read(tags, row=row):
-            seen.add(prefix)
+        for position, (prefix, entity_type, continues) in enumerate(_read(tags, row=row)):
+            if prefix not in seen:
+                seen[prefix] = f"{tags[position]!r} in row {row}, position {position}"
             if prefix == "I" and not continues:
                 not_iob2 += 1
             elif prefix == "B" and entity_type != previous_type:
                 not_iob1 += 1
             previous_type = entity_type or None
-    if seen & set("ES") and seen & set("LU"):
-        raise ValueError("The tags mix the schemes BIOES (E-, S-) and BILOU (L-, U-).")
-    if seen & set("ES"):
+    bioes, bilou = ([seen[prefix] for prefix in prefixes if prefix in seen] for prefixes in ("ES", "LU"))
+    if bioes and bilou:
+        raise ValueError(f"The tags mix the schemes BIOES ({bioes[0]}) and BILOU ({bilou[0]}).")
+    if bioes:
         return "BIOES"
-    if seen & set("LU"):
+    if bilou:
         return "BILOU"
     return "IOB1" if not_iob2 > not_iob1 else "IOB2"
 

@@ -449,7 +449,7 @@ def _run(target: str, seconds: int, output: Path) -> int:
     corpus.mkdir(parents=True, exist_ok=True)
     for number, seed in enumerate(seeds(target)):
         (corpus / f"seed-{number}").write_bytes(seed)
-    for old in (*folder.glob("*.bin"), *folder.glob("*.txt"), *folder.glob("hang-*"), *folder.glob("crash-*")):
+    for old in (*folder.glob("*.bin"), *folder.glob("*.txt"), *folder.glob("*-*")):
         old.unlink()
     arguments = [
         f"-max_total_time={seconds}",
@@ -472,7 +472,9 @@ def _run(target: str, seconds: int, output: Path) -> int:
     (folder / "log.txt").write_text(done.stderr[-100_000:], encoding="utf-8")
     executions = re.findall(r"number_of_executed_units: (\d+)|^#(\d+)", done.stderr, re.MULTILINE)
     count = max((int(number) for pair in executions for number in pair if number), default=0)
-    found = sorted(folder.glob("*.bin")) + [path for path in folder.iterdir() if "-" in path.name and path.is_file()]
+    found = sorted(folder.glob("*.bin")) + [
+        path for kind in ("crash", "timeout", "oom", "leak") for path in folder.glob(f"{kind}-*")
+    ]
     elapsed = time.perf_counter() - started
     print(f"{target}: {count:,} executions in {elapsed:.0f} s, {len(found)} findings", flush=True)
     for path in found:
