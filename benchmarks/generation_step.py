@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """
 What images cost a language model that generates: time per new token and peak memory of the bare language model, of the
-same with cross-attention but without an image, and with one; and the image's own share, spent once per prompt. The three
-take turns on the same prompts, so each ratio is of one run.
+same with cross-attention but without an image, and with one; and the image's own share, spent once per prompt. They take
+turns on the same prompts, in an order that rotates, so each ratio is of one run.
 
 python benchmarks/generation_step.py --text_model outputs/parts/smollm2 --vision_model outputs/parts/mobilenet_v2
 """
@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from measuring import take_turns, timed
 from transformers import HfArgumentParser
 
 
@@ -55,11 +56,9 @@ def main(args: StepArguments) -> None:
         model.generate(ids, max_new_tokens=length, min_new_tokens=length, do_sample=False, pad_token_id=0, **inputs)
         return time.perf_counter() - started
 
-    def encode() -> float:
-        started = time.perf_counter()
+    def encode() -> None:
         with torch.no_grad():
             fused.compute_image_key_values(pixel_values=pixels)
-        return time.perf_counter() - started
 
     def per_token(model: Any, **inputs: Any) -> Callable[[], float]:
         # what a prompt costs, the image included, is the same for one token as for many
@@ -73,14 +72,9 @@ def main(args: StepArguments) -> None:
         "fused, with image, per token": per_token(fused, pixel_values=pixels),
         "fused, with image, first token": lambda: generate(fused, 1, pixel_values=pixels),
         "bare language model, first token": lambda: generate(bare, 1),
-        "the image alone": encode,
+        "the image alone": timed(encode),
     }
-    for measure in kinds.values():
-        measure()
-    times: dict[str, list[float]] = {name: [] for name in kinds}
-    for _ in range(args.repeats):
-        for name, measure in kinds.items():
-            times[name].append(measure())
+    times = take_turns(kinds, args.repeats)
     reference = statistics.median(times["bare language model, per token"])
     print(f"{torch.get_num_threads()} threads, {package_versions()}")
     print(f"batch {args.batch_size}, prompt {args.prompt_length}, {args.new_tokens} new tokens, {args.repeats} turns")

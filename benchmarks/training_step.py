@@ -15,8 +15,10 @@ ratios to the plain model in float32, with the quartiles of the ratios of single
 import statistics
 import time
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
+from measuring import markdown_table, ratios, rotations
 from transformers import HfArgumentParser, TrainingArguments
 
 from vtfusion.training.arguments import ModelArguments, TokenDataArguments
@@ -83,36 +85,28 @@ def main(model_args: ModelArguments, data_args: TokenDataArguments, args: StepAr
         return time.perf_counter() - started
 
     turns = [(name, bf16) for bf16 in ((False, True) if args.bf16 else (False,)) for name in runs]
-    order = list(turns)
-    for run in order:
+    for run in turns:
         step(run, batches[0])  # warm up
+    orders = rotations(turns)
     times: dict[tuple[str, bool], list[list[float]]] = {run: [[] for _ in batches] for run in turns}
     for _ in range(args.repeats):
         for place, batch in enumerate(batches):
-            order.append(order.pop(0))
-            for run in order:
+            for run in next(orders):
                 times[run][place].append(step(run, batch))
 
     lengths = [max(window["length"] for window in batch) for batch in batches]
     images = sum(bool(window["image_keys"]) for batch in batches for window in batch)
     print(f"{args.num_batches} batches of {args.batch_size}, lengths {sorted(lengths)}, {images} texts with an image,")
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, {args.repeats} repeats\n")
-    print(
-        "| model | sum of median steps, ms | ratio to plain | quartiles of single ratios |\n| --- | --- | --- | --- |"
-    )
-    base = sum(statistics.median(values) for values in times["plain", False])
+    base = times["plain", False]
+    base_total = sum(statistics.median(values) for values in base)
+    rows = []
     for name, bf16 in turns:
-        run = name, bf16
-        total = sum(statistics.median(values) for values in times[run])
-        ratios = [
-            a / b
-            for mine, theirs in zip(times[run], times["plain", False], strict=True)
-            for a, b in zip(mine, theirs, strict=True)
-        ]
-        low, _, high = statistics.quantiles(ratios, n=4)
-        print(
-            f"| {name}{', bf16' if bf16 else ''} | {1000 * total:.0f} | {total / base:.2f} | {low:.2f} … {high:.2f} |"
-        )
+        total = sum(statistics.median(values) for values in times[name, bf16])
+        low, _, high = ratios([*chain(*times[name, bf16])], [*chain(*base)])
+        label = f"{name}{', bf16' if bf16 else ''}"
+        rows.append((label, f"{1000 * total:.0f}", f"{total / base_total:.2f}", f"{low:.2f} … {high:.2f}"))
+    print(markdown_table(("model", "sum of median steps, ms", "ratio to plain", "quartiles of single ratios"), rows))
 
 
 if __name__ == "__main__":
