@@ -103,8 +103,7 @@ def operator_times(action: Callable[[], Any], steps: int) -> dict[str, tuple[flo
         for _ in range(steps):
             action()
     return {
-        event.key: (event.self_cpu_time_total / 1000 / steps, event.count / steps)
-        for event in profiler.key_averages()
+        event.key: (event.self_cpu_time_total / 1000 / steps, event.count / steps) for event in profiler.key_averages()
     }
 
 

@@ -44,6 +44,15 @@ def parse(arguments: type[Arguments], quick: Mapping[str, Any]) -> Arguments:
     return parser.parse_args_into_dataclasses()[0]
 
 
+def quiet() -> None:
+    """No progress bars between the tables."""
+    import datasets
+    from transformers.utils import logging
+
+    datasets.disable_progress_bars()
+    logging.disable_progress_bar()
+
+
 # ------------------------------------------------------------------------------------------------------------ time
 
 

@@ -258,9 +258,7 @@ def make_inputs(args: SizeArguments) -> dict[str, torch.Tensor]:
     }
 
 
-def make_contender(
-    name: str, args: SizeArguments, device: str = "cpu"
-) -> tuple[nn.Module, dict[str, torch.Tensor]]:
+def make_contender(name: str, args: SizeArguments, device: str = "cpu") -> tuple[nn.Module, dict[str, torch.Tensor]]:
     """A model with random weights, and its batch."""
     torch.manual_seed(args.seed)
     make, names = CONTENDERS[name]
