@@ -14,7 +14,7 @@ PYTEST := $(BIN)/pytest -n $(WORKERS) --dist worksteal
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-slow test-oldest lint format typecheck coverage golden fuzz audit docs wheel clean
+.PHONY: help install quickstart test test-slow test-oldest lint format typecheck coverage golden fuzz audit benchmark docs wheel clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -63,6 +63,9 @@ fuzz: $(INSTALLED)  ## bad input by the thousand, a minute for each reader of it
 audit: $(INSTALLED)  ## known vulnerabilities of the pinned versions; asks PyPI, and fails where that does not answer
 	$(BIN)/python -m pip install -q -c $(CONSTRAINTS) -e ".[audit]"
 	$(BIN)/pip-audit --strict --no-deps --disable-pip -r $(CONSTRAINTS)
+
+benchmark: $(INSTALLED)  ## outputs/benchmarks: speed beside peers and how it grows, half an hour; ARGS="--quick" to try
+	$(BIN)/python benchmarks/run_all.py --output_dir outputs/benchmarks $(ARGS)
 
 docs: $(INSTALLED)  ## outputs/docs/index.html: the API reference, from the docstrings
 	$(BIN)/python docs/build_reference.py outputs/docs

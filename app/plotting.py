@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 # Okabe and Ito's palette, which stays apart under the common kinds of colour blindness.
-_PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#F0E442", "#6E6E6E")
+PALETTE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#F0E442", "#6E6E6E")
 # The same type has the same colour in every figure; other types follow in the order in which they appear.
 _KNOWN_GROUPS = {"PER": 0, "LOC": 1, "ORG": 2, "PROD": 3, "MISC": 4, "OTHER": 4}
 _GATE_COLOR = "#3B4B63"
@@ -226,7 +226,7 @@ def plot_ablation(report: AblationReport) -> "Figure":
     for group in groups:
         for difference in group:
             main = difference.metric == report.metric
-            color = _PALETTE[0] if main else "#7A7A7A"
+            color = PALETTE[0] if main else "#7A7A7A"
             mean, low, high = (100 * value for value in (difference.mean, difference.low, difference.high))
             axes.plot([low, high], [place, place], color=color, linewidth=2.2 if main else 1.4, solid_capstyle="butt")
             axes.plot([mean], [place], marker="s" if main else "o", markersize=7 if main else 5, color=color)
@@ -321,8 +321,8 @@ def _check_image(index: int, num_images: int, where: str) -> None:
 def group_colors(entities: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """For each entity type its colour, the same in every figure and page."""
     groups = list(dict.fromkeys(str(entity["entity_group"]) for entity in entities))
-    colors = {group: _PALETTE[_KNOWN_GROUPS[group]] for group in groups if group in _KNOWN_GROUPS}
-    free = [color for color in _PALETTE if color not in colors.values()] or list(_PALETTE)
+    colors = {group: PALETTE[_KNOWN_GROUPS[group]] for group in groups if group in _KNOWN_GROUPS}
+    free = [color for color in PALETTE if color not in colors.values()] or list(PALETTE)
     others = [group for group in groups if group not in colors]
     return colors | {group: free[index % len(free)] for index, group in enumerate(others)}
 

@@ -223,8 +223,10 @@ def make_dual_encoder(args: SizeArguments) -> nn.Module:
     return DualEncoder(VisionTextDualEncoderModel(config))
 
 
-# What makes each, and the inputs that it takes besides the words. Ratios are to the first.
-CONTENDERS: dict[str, tuple[Callable[[SizeArguments], nn.Module], tuple[str, ...]]] = {
+# What makes a model, and the inputs that it takes besides the words.
+Contender = tuple[Callable[[SizeArguments], nn.Module], tuple[str, ...]]
+# Ratios are to the first.
+CONTENDERS: dict[str, Contender] = {
     "VTFusion, cached": (partial(make_vtfusion, cnn=RESNET, cached=True), ("visual_embeds", "visual_boxes")),
     "VTFusion, MobileNetV2 frozen": (partial(make_vtfusion, cnn=MOBILENET), ("pixel_values",)),
     "VTFusion, MobileNetV2 trained": (partial(make_vtfusion, cnn=MOBILENET, frozen=False), ("pixel_values",)),
@@ -258,10 +260,12 @@ def make_inputs(args: SizeArguments) -> dict[str, torch.Tensor]:
     }
 
 
-def make_contender(name: str, args: SizeArguments, device: str = "cpu") -> tuple[nn.Module, dict[str, torch.Tensor]]:
+def make_contender(
+    contender: Contender, args: SizeArguments, device: str = "cpu"
+) -> tuple[nn.Module, dict[str, torch.Tensor]]:
     """A model with random weights, and its batch."""
     torch.manual_seed(args.seed)
-    make, names = CONTENDERS[name]
+    make, names = contender
     inputs = make_inputs(args)
     batch = {key: inputs[key].to(device) for key in ("input_ids", "attention_mask", "labels", *names)}
     return make(args).to(device), batch
@@ -274,7 +278,7 @@ def count_parameters(model: nn.Module) -> int:
 def measure_memory(name: str, **sizes: Any) -> dict[str, float]:
     """Peak memory of a process over what it has without a model, after inference and after training."""
     libraries = resident_mb()
-    model, batch = make_contender(name, SizeArguments(**sizes))
+    model, batch = make_contender(CONTENDERS[name], SizeArguments(**sizes))
     for _ in range(2):
         infer(model, batch)
     inference = peak_mb()
@@ -287,7 +291,7 @@ def measure_memory(name: str, **sizes: Any) -> dict[str, float]:
 def main(args: PeerArguments) -> None:
     results = Results("peers", "How fast is VTFusion beside other models that read a text with a picture?", args)
     names = args.contenders or list(CONTENDERS)
-    made = {name: make_contender(name, args) for name in names}
+    made = {name: make_contender(CONTENDERS[name], args) for name in names}
     rows: dict[str, dict[str, Any]] = {
         name: {"contender": name, "parameters": count_parameters(model)} for name, (model, _) in made.items()
     }

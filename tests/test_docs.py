@@ -81,6 +81,7 @@ SHORTER = {
     "generation_step": "--new_tokens 2 --repeats 1",
     "pairing_scale": "--num_texts 60 --num_images 20",
     "ablation_null": "--repeats 2 --num_texts 20 --num_resamples 20",
+    "benchmark": "ARGS=--quick",
     "quickstart": 'ARGS="--num_train 32 --num_validation 8 --num_test 16 --num_train_epochs 1 --num_heatmaps 1"',
 }
 FEWER_SEEDS = "--seeds 0 1"
@@ -98,6 +99,7 @@ WRITES = {
     "small_decoder": "text/model.safetensors text/tokenizer.json vision/model.safetensors",
     "export": "model.onnx config.json processor_config.json",
     "space": "app.py requirements.txt README.md model/model.safetensors",
+    "benchmark": "outputs/benchmarks/*.json outputs/benchmarks/performance.md outputs/benchmarks/figures/*.png",
     "quickstart": f"results.json heatmaps/*.png {' '.join(f'model/{name}' for name in _MODEL.split())}",
     "predict|cp|head|tail": ".",  # one file
 }
@@ -188,7 +190,7 @@ def read_commands():
                     line = next(other for other in reversed(earlier) if other.startswith(start)) + end
                 earlier.append(line)
                 command = Command(document, line)
-                slow = document.name == "results.md" or command.name == "export"
+                slow = document.name == "results.md" or command.name in ("benchmark", "export")
                 marks = [pytest.mark.slow] if slow else []
                 yield pytest.param(command, id=f"{document.name}-{number}-{place}-{command.name}", marks=marks)
 
