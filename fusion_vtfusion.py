@@ -140,6 +140,7 @@ class VTFusionLayer(GradientCheckpointingLayer):
         image_state: torch.Tensor,
         text_mask: torch.Tensor | None,
         visual_mask: torch.Tensor | None,
+        with_image_side: bool = True,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         """
         Args:
@@ -147,6 +148,8 @@ class VTFusionLayer(GradientCheckpointingLayer):
             image_state (`torch.FloatTensor` of shape `(B, N, D)`): the image positions.
             text_mask (`torch.BoolTensor` of shape `(B, L)`, *optional*): False at padding.
             visual_mask (`torch.BoolTensor` of shape `(B, N)`, *optional*): False at positions that are not there.
+            with_image_side (`bool`, *optional*, defaults to `True`):
+                Whether the image positions read the text, where the layer has that side; else they stay as they are.
 
         Returns:
             `tuple` of what the tokens read `(B, L, D)`, the image positions `(B, N, D)`, and the scaled query
@@ -156,7 +159,7 @@ class VTFusionLayer(GradientCheckpointingLayer):
         query = self.project_query(text)
         key, value = self.project_image(image_state)
         context = self.read_image(query, key, value, visual_mask)
-        if self.has_image_side:
+        if self.has_image_side and with_image_side:
             read = attend(key, query, self._split(self.text_value(text)), text_mask)
             image_state = image_state + self.dropout(self.image_output(self._merge(read)))
             image_state = self.image_feed_forward(image_state)

@@ -214,7 +214,9 @@ class VTFusionModel(VTFusionVisionModel):
             parts = tuple(None if part is None else part[rows] for part in parts)
         text_part, text_mask, features, boxes, mask_part = parts
         image, boxes = self.project_images(features, boxes, mask_part)
-        fused, alignment = self.fuse(text_part, text_mask, image, mask_part, output_fusion_attentions)
+        fused, alignment = self.fuse(
+            text_part, text_mask, image, mask_part, output_fusion_attentions, output_alignment
+        )
         fused |= {"visual_hidden_state": image, "visual_boxes": boxes}
         if self.contrastive_log_scale is not None:
             fused["image_embeds"] = pool(image, mask_part)
@@ -242,6 +244,7 @@ class VTFusionModel(VTFusionVisionModel):
         visual_hidden_state: torch.Tensor,
         visual_mask: torch.Tensor | None,
         output_fusion_attentions: bool = False,
+        output_alignment: bool = True,
     ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor | None]]:
         """
         Alignment, interaction and fusion of what is encoded already, so that a text can be put beside many images.
@@ -252,14 +255,19 @@ class VTFusionModel(VTFusionVisionModel):
             visual_hidden_state (`torch.FloatTensor` of shape `(B, N, D)`): X_v.
             visual_mask (`torch.BoolTensor` of shape `(B, N)`, *optional*): False at positions that are not there.
             output_fusion_attentions (`bool`, *optional*, defaults to `False`): whether attention maps are wanted.
+            output_alignment (`bool`, *optional*, defaults to `True`):
+                Whether what L_v needs is wanted. Without it, and outside training, the image side of the last layer is
+                not computed, since nothing else reads it.
 
         Returns:
             `tuple` of two `dict`: fields of [`VTFusionModelOutput`], and those of them that L_v needs.
         """
         normed_text = self.text_norm(text_hidden_state)
         text_state, image = self.text_projection(normed_text), visual_hidden_state
-        for layer in self.fusion_layers:
-            context, image, query, key = layer(text_state, image, text_mask, visual_mask)
+        for index, layer in enumerate(self.fusion_layers):
+            # In training always: skipped dropout would change all random numbers after it.
+            image_reads = output_alignment or self.training or index < len(self.fusion_layers) - 1
+            context, image, query, key = layer(text_state, image, text_mask, visual_mask, image_reads)
             text_state = text_state + context
         fused = {"visual_context": context}
         if output_fusion_attentions:
@@ -278,7 +286,7 @@ class VTFusionModel(VTFusionVisionModel):
             text_hidden_state, normed_text, context, has_image
         )
         alignment = {
-            "image_state": image if layer.has_image_side else None,
+            "image_state": image if layer.has_image_side and image_reads else None,
             "alignment_query": query,
             "alignment_key": key,
         }
@@ -1067,6 +1075,7 @@ class _VTFusionWithMatching(VTFusionHead):
                 None if mask is None else mask[texts],
                 outputs.visual_hidden_state[images],
                 None if outputs.visual_mask is None else outputs.visual_mask[images],
+                output_alignment=False,
             )
             negative_logits = self.matching_head(fused["last_hidden_state"], None if mask is None else mask[texts])
             # A row that is the only one with an image was given itself: that pair does belong together.

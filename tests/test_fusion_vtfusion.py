@@ -713,6 +713,22 @@ def test_zero_vision_weight_drops_what_nobody_reads():
     assert hasattr(make_model(num_fusion_layers=2).vtfusion.fusion_layers[1], "text_value")
 
 
+def test_image_side_of_the_last_layer_runs_only_for_who_reads_it():
+    model = make_model(num_fusion_layers=2)
+    inputs = tiny_inputs("precomputed")
+    runs = []
+    for number, layer in enumerate(model.vtfusion.fusion_layers):
+        layer.image_feed_forward.register_forward_hook(lambda *_, number=number: runs.append(number))
+    logits = model(**inputs).logits
+    assert runs == [0]
+    labelled = model(**inputs, labels=inputs["input_ids"] % 3)
+    assert runs == [0, 0, 1] and labelled.vision_loss > 0
+    assert torch.equal(labelled.logits, logits)
+    # the same random numbers as ever in training
+    model.train()(**inputs)
+    assert runs == [0, 0, 1, 0, 1]
+
+
 def test_contrastive_scale_only_where_it_is_read():
     assert make_model().vtfusion.contrastive_log_scale is None
     assert make_model(contrastive_loss_weight=0.1).vtfusion.contrastive_log_scale is not None

@@ -306,7 +306,11 @@ class RetrievalTrainer(ImageTextTrainer):
             for part, rows in zip(wanted.split(16 * size), local.split(16 * size), strict=True):
                 rows, images = rows.to(text.device), pairs[part, 1]
                 fused, _ = model.base_model.fuse(
-                    text[rows], mask[rows], states[images].to(text.device), masks[images].to(text.device)
+                    text[rows],
+                    mask[rows],
+                    states[images].to(text.device),
+                    masks[images].to(text.device),
+                    output_alignment=False,
                 )
                 output = VTFusionModelOutput(last_hidden_state=fused["last_hidden_state"])
                 scores[part] = model.match(output, mask[rows]).float().cpu()
