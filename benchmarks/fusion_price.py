@@ -36,7 +36,7 @@ SIZES: dict[str, dict[str, int]] = {
     "MiniLM": {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536},
     "tiny": {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64},
 }
-LEAN = {"vision_loss_weight": 0.0, "fusion_dropout": 0.0}
+LEAN: dict[str, Any] = {"vision_loss_weight": 0.0, "fusion_dropout": 0.0}
 QUICK = {"sizes": ["tiny"], "lengths": [8, 16], "positions": [4], "tokens": 32, "repeats": 2, "profiled_steps": 1}
 
 
@@ -63,6 +63,7 @@ def make_models(size: str, args: PriceArguments) -> dict[str, Any]:
 
     torch.manual_seed(args.seed)
     text = {**SIZES[size], "max_position_embeddings": max(512, *args.lengths)}
+    settings: dict[str, Any]
     models = {"plain": AutoModelForTokenClassification.from_config(BertConfig(**text, num_labels=9))}
     for name, settings in (("fused", {}), ("lean", LEAN)):
         config = VTFusionConfig(
