@@ -112,8 +112,15 @@ def test_flags_override_the_quick_defaults(measuring, monkeypatch):
 # The programs ---------------------------------------------------------------------------------------------------------
 
 
-def test_price_of_fusion(tmp_path):
-    rows = run("fusion_price", tmp_path)
+@pytest.fixture(scope="module")
+def price(tmp_path_factory):
+    """The folder of a run, and its rows."""
+    folder = tmp_path_factory.mktemp("price")
+    return folder, run("fusion_price", folder)
+
+
+def test_price_of_fusion(price):
+    rows = price[1]
     for mode in ("training", "inference"):
         found = of_kind(rows, mode)
         assert {(row["contender"], row["length"]) for row in found} == {
@@ -195,6 +202,7 @@ def test_series_double_up_to_their_ends():
     assert series["L and N"][16384]["length"] == 4096
 
 
+@pytest.mark.slow
 def test_feature_cache(tmp_path):
     rows = run("feature_cache", tmp_path)
     changes = of_kind(rows, "change")
@@ -248,12 +256,21 @@ def test_a_step_for_gpus_trains(name):
     assert any("vision_model" in key for key in changed) == name.endswith("trained")
 
 
-def test_a_page_of_all_tables(tmp_path):
+def test_a_page_of_all_tables(price):
     pytest.importorskip("matplotlib")
-    run("feature_cache", tmp_path)
-    run_all = importlib.import_module("run_all")
-    page = run_all.write_page(tmp_path, ["feature_cache"]).read_text(encoding="utf-8")
-    record = json.loads((tmp_path / "feature_cache.json").read_text(encoding="utf-8"))
-    assert all(table["title"] in page for table in record["tables"])
-    assert "](figures/performance-feature_cache.png)" in page
-    assert (tmp_path / "figures" / "performance-feature_cache.png").stat().st_size > 10_000
+    folder = price[0]
+    page = importlib.import_module("run_all").write_page(folder, ["fusion_price"]).read_text(encoding="utf-8")
+    record = json.loads((folder / "fusion_price.json").read_text(encoding="utf-8"))
+    assert len(record["tables"]) == 2 and all(table["title"] in page for table in record["tables"])
+    assert "](figures/performance-fusion_price.png)" in page
+    assert (folder / "figures" / "performance-fusion_price.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_all_at_once(tmp_path):
+    pytest.importorskip("matplotlib")
+    programs = ["feature_cache", "growth", "peers"]
+    command = [sys.executable, str(FOLDER / "run_all.py"), "--quick", "--output_dir", str(tmp_path)]
+    subprocess.run([*command, "--programs", *programs], capture_output=True, check=True)
+    assert {path.stem for path in tmp_path.glob("*.json")} == set(programs)
+    assert len(list((tmp_path / "figures").glob("*.png"))) == len(programs)
