@@ -96,7 +96,7 @@ WRITES = {
     "gate_report": "gate_report.md gate_report.html gate_by_type.csv gate_by_word.csv",
     "plain_token_classification": "results.json checkpoint-*/model.safetensors",
     "task_data": "easy-vqa/valid.jsonl flickr/valid.jsonl receipt-questions/valid.jsonl receipt-questions-long/test.jsonl",
-    "small_decoder": "text/model.safetensors text/tokenizer.json vision/model.safetensors",
+    "small_parts": "text/model.safetensors encoder/tokenizer.json vision/model.safetensors",
     "export": "model.onnx config.json processor_config.json",
     "space": "app.py requirements.txt README.md model/model.safetensors",
     "benchmark": "outputs/benchmarks/*.json outputs/benchmarks/performance.md outputs/benchmarks/figures/*.png",

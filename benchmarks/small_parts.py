@@ -1,9 +1,9 @@
 #!/usr/bin/env python
 """
-A small decoder language model and a small CNN with random weights, for training from nothing on easy-VQA: a Llama of four
-layers whose tokenizer knows the words of the training file, and a ResNet for 64-pixel images.
+Small models with random weights, for training from nothing on easy-VQA: a Llama of four layers (`text`) and a BERT of two
+(`encoder`), whose tokenizer knows the words of the training file, and a ResNet for 64-pixel images (`vision`).
 
-python benchmarks/small_decoder.py --train_file outputs/easy-vqa/train.jsonl --output_dir outputs/easy-vqa/parts
+python benchmarks/small_parts.py --train_file outputs/easy-vqa/train.jsonl --output_dir outputs/easy-vqa/parts
 """
 
 import json
@@ -14,15 +14,17 @@ from transformers import HfArgumentParser
 
 
 @dataclass
-class DecoderArguments:
+class PartsArguments:
     train_file: str = field(metadata={"help": "JSON lines with `question` and `answer`."})
-    output_dir: str = field(default="outputs/easy-vqa/parts", metadata={"help": "Where `text` and `vision` go."})
+    output_dir: str = field(default="outputs/easy-vqa/parts", metadata={"help": "Where `text`, `encoder` and `vision` go."})
     seed: int = field(default=0, metadata={"help": "Of the weights."})
 
 
-def main(args: DecoderArguments) -> None:
+def main(args: PartsArguments) -> None:
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
     from transformers import (
+        BertConfig,
+        BertModel,
         LlamaConfig,
         LlamaForCausalLM,
         PreTrainedTokenizerFast,
@@ -42,7 +44,8 @@ def main(args: DecoderArguments) -> None:
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.Lowercase(), splitter
     names = {"pad_token": "<pad>", "unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names).save_pretrained(output / "text")
+    for part in ("text", "encoder"):
+        PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names).save_pretrained(output / part)
     config = LlamaConfig(
         vocab_size=len(vocabulary),
         hidden_size=128,
@@ -56,11 +59,15 @@ def main(args: DecoderArguments) -> None:
         eos_token_id=3,
     )
     LlamaForCausalLM(config).save_pretrained(output / "text")
+    sizes = {"hidden_size": 128, "intermediate_size": 512, "num_hidden_layers": 2, "num_attention_heads": 4}
+    bert = BertConfig(vocab_size=len(vocabulary), max_position_embeddings=64, pad_token_id=0, **sizes)
     cnn = ResNetConfig(embedding_size=32, hidden_sizes=[32, 64, 128], depths=[1, 1, 1], layer_type="basic")
     ResNetModel(cnn).save_pretrained(output / "vision")
+    # after the others, whose random numbers stay what they were
+    BertModel(bert, add_pooling_layer=False).save_pretrained(output / "encoder")
     ViTImageProcessor(size={"height": 64, "width": 64}).save_pretrained(output / "vision")
-    print(f"Saved {output / 'text'} ({len(vocabulary)} words) and {output / 'vision'}")
+    print(f"Saved text, encoder ({len(vocabulary)} words) and vision in {output}")
 
 
 if __name__ == "__main__":
-    main(HfArgumentParser(DecoderArguments).parse_args_into_dataclasses()[0])
+    main(HfArgumentParser(PartsArguments).parse_args_into_dataclasses()[0])
