@@ -1,12 +1,15 @@
 """Images stored once, test conditions, and the cache of frozen features."""
 
 import io
+import resource
+import threading
 
 import numpy as np
 import PIL.Image
 import pytest
 import torch
 from datasets import Dataset, Features, Image, List, Value
+from filelock import FileLock
 from transformers import ViTImageProcessor
 
 from tiny import tiny_config
@@ -184,3 +187,92 @@ def test_collator_pads_on_the_right_and_leaves_text_only_batches_alone(parts):
     assert batch["labels"].tolist() == [[-100, 1, -100], [2, -100, -100]]
     assert batch["pixel_values"].shape == (2, 1, 3, 32, 32) and batch["image_mask"].tolist() == [[1], [0]]
     assert set(FusionCollator(processor, store)(windows[1:])) == {"input_ids", "attention_mask", "labels"}
+
+
+# Faults ----------------------------------------------------------------------------------------------------------------
+
+
+def filled_cache(parts, folder, *images):
+    model, processor = parts
+    store = ImageStore()
+    keys = store.add_split("train", dataset_of(*[[image] for image in images]))
+    cache = FeatureCache(model, processor, folder)
+    cache.add(store, store.keys(), "error")
+    return cache, store, keys
+
+
+@pytest.mark.parametrize("way", ["missing", "cut", "flipped"])
+@pytest.mark.parametrize("name", ["data-00000-of-00001.arrow", "dataset_info.json", "state.json", "manifest.json"])
+def test_a_damaged_part_of_the_cache_is_computed_again(parts, tmp_path, name, way):
+    expected, store, keys = filled_cache(parts, tmp_path, RED, GREEN)
+    features = {name: value.clone() for name, value in expected.gather(keys).items()}
+    file = expected.folder / "part-00000" / name
+    content = file.read_bytes()
+    # most of the data are features, of which any other would do
+    place = 2 * len(content) // 3
+    file.unlink()
+    if way == "cut":
+        file.write_bytes(content[:place])
+    elif way == "flipped":
+        file.write_bytes(content[:place] + bytes([content[place] ^ 64]) + content[place + 1 :])
+    cache = FeatureCache(*parts, tmp_path)
+    assert keys[0][0] not in cache
+    for again in (cache, FeatureCache(*parts, tmp_path)):
+        again.add(store, store.keys(), "error")
+        assert all(torch.equal(value, features[name]) for name, value in again.gather(keys).items())
+    assert [path.name for path in sorted(cache.folder.glob("part-*"))] == ["part-00000"]
+
+
+def test_two_runs_fill_one_cache(parts, tmp_path):
+    store = ImageStore()
+    keys = store.add_split("train", dataset_of([RED], [GREEN]))
+    first, second = (FeatureCache(*parts, tmp_path) for _ in range(2))  # both find it empty
+    for cache in (first, second):
+        cache.add(store, store.keys(), "error")
+    assert all(torch.equal(value, second.gather(keys)[name]) for name, value in first.gather(keys).items())
+    assert len(list(first.folder.glob("part-*"))) == 1
+
+
+def test_a_run_waits_for_the_features_of_another(parts, tmp_path):
+    _, store, keys = filled_cache(parts, tmp_path / "other", RED)
+    cache = FeatureCache(*parts, tmp_path)
+    cache.folder.mkdir(parents=True)
+    lock = FileLock(cache.folder / ".lock", thread_local=False)
+    lock.acquire()
+    waiting = threading.Thread(target=cache.add, args=(store, store.keys(), "error"))
+    waiting.start()
+    waiting.join(0.3)
+    assert waiting.is_alive() and not any(cache.folder.glob("part-*"))
+    filled_cache(parts, tmp_path / "there", RED)[0].folder.joinpath("part-00000").rename(cache.folder / "part-00000")
+    parts[0].vision_model.register_forward_pre_hook(lambda *_: pytest.fail("computed twice"))
+    lock.release()
+    waiting.join(60)
+    assert not waiting.is_alive() and keys[0][0] in cache
+
+
+def test_what_killed_runs_left_in_the_cache_is_removed(parts, tmp_path):
+    cache, store, _ = filled_cache(parts, tmp_path, RED)
+    (cache.folder / ".unfinished").mkdir()
+    (cache.folder / ".unfinished" / "half").touch()
+    (cache.folder / ".unfinished.arrow").touch()
+    store.add_split("test", dataset_of([BLUE]))
+    again = FeatureCache(*parts, tmp_path)
+    again.add(store, store.keys(), "error")
+    assert {path.name for path in cache.folder.iterdir()} == {".lock", "part-00000", "part-00001"}
+
+
+def test_a_full_disk_is_named_and_leaves_nothing(parts, tmp_path):
+    store = ImageStore()
+    keys = store.add_split("train", dataset_of(*[[png((value, 0, 0))] for value in range(64)]))
+    cache = FeatureCache(*parts, tmp_path)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="cannot be written into") as error:
+            cache.add(store, store.keys(), "error")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert str(cache.folder) in str(error.value)
+    assert [path.name for path in cache.folder.iterdir()] == [".lock"]
+    cache.add(store, store.keys(), "error")
+    assert keys[0][0] in cache

@@ -4,8 +4,10 @@ import hashlib
 import json
 import os
 import random
+import shutil
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import numpy as np
 import PIL.Image
 import torch
 from datasets import Dataset, DatasetDict, Features, List, Value, config, load_from_disk
+from filelock import FileLock, Timeout
 from transformers import PreTrainedModel, TrainingArguments
 from transformers.utils import logging
 
@@ -20,6 +23,7 @@ from ..images_vtfusion import decode_image
 from ..modeling_vtfusion import VTFusionPreTrainedModel
 from ..processing_vtfusion import VTFusionProcessor
 from .arguments import DataArguments
+from .files import UNFINISHED, find_damage, seal
 
 logger = logging.get_logger(__name__)
 
@@ -244,7 +248,7 @@ class FeatureCache:
     Features of a frozen vision encoder, on disk and memory-mapped (`datasets`), one entry for each image. The folder's
     name is a hash of the encoder's weights and configuration, of the preprocessing and of the number format; the key
     of an entry is a hash of the image's bytes. So nothing stale is ever read, and a later run computes only what is
-    new.
+    new, and what lies in a part that is no longer as it was written. Several runs may share a folder.
 
     Args:
         model ([`VTFusionPreTrainedModel`]): a model whose vision encoder computes the features.
@@ -264,6 +268,7 @@ class FeatureCache:
         self.model, self.processor, self.dtype = model.base_model, processor, dtype
         self.folder = root / _fingerprint(self.model.vision_model, processor, dtype)
         self._parts: list[Dataset] = []
+        self._opened: set[Path] = set()
         self._index: dict[str, tuple[int, int]] = {}
         self._shape: tuple[int, int] = (0, 0)
         self._open()
@@ -273,8 +278,13 @@ class FeatureCache:
 
     def _open(self) -> None:
         for folder in sorted(self.folder.glob("part-*")):
-            if any(Path(file["filename"]).is_relative_to(folder) for part in self._parts for file in part.cache_files):
+            if folder in self._opened:
                 continue
+            damage = find_damage(folder)
+            if damage is not None:
+                logger.warning("%s: the features in %s are computed again.", damage, folder)
+                continue
+            self._opened.add(folder)
             part = load_from_disk(str(folder))
             number = len(self._parts)
             self._index |= {key: (number, row) for row, key in enumerate(part["key"])}
@@ -294,8 +304,34 @@ class FeatureCache:
 
         Returns:
             `set[str]`: keys of the images that cannot be decoded or prepared.
+
+        Raises:
+            `OSError`: naming the folder, if the features cannot be written.
         """
-        missing = [key for key in dict.fromkeys(keys) if key not in self]
+        if all(key in self for key in keys):
+            return set()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.folder / ".lock")
+        try:
+            held = lock.acquire(blocking=False)
+        except Timeout:
+            logger.warning("Another run computes features in %s: waiting for it.", self.folder)
+            held = lock.acquire()
+        with held:
+            self._open()
+            self._remove_unusable()
+            missing = [key for key in dict.fromkeys(keys) if key not in self]
+            return self._compute(store, missing, on_bad_image, batch_size)
+
+    def _remove_unusable(self) -> None:
+        """What killed runs left, and damaged parts; nobody writes here while this process has the lock."""
+        for path in self.folder.iterdir():
+            if path.is_dir() and path not in self._opened:
+                shutil.rmtree(path)
+            elif path.name.startswith(UNFINISHED):
+                path.unlink()
+
+    def _compute(self, store: ImageStore, missing: Sequence[str], on_bad_image: str, batch_size: int) -> set[str]:
         bad: set[str] = set()
         if not missing:
             return bad
@@ -346,12 +382,22 @@ class FeatureCache:
             self.model.train(training)
 
         # An exception inside a generator of `datasets` arrives wrapped in one that says nothing: look here first.
-        part = self._write(rows(), number=len(self._parts))
-        if part is not None:
+        if self._write(rows()):
             self._open()
         return bad
 
-    def _write(self, rows: Iterator[dict[str, Any]], number: int) -> Path | None:
+    @contextmanager
+    def _named_writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            free = shutil.disk_usage(self.folder).free / 2**20
+            raise OSError(
+                f"The features cannot be written into {self.folder}: {error} ({free:,.0f} MiB are free). Free some space "
+                "or give another `feature_cache_dir`."
+            ) from error
+
+    def _write(self, rows: Iterator[dict[str, Any]]) -> bool:
         from datasets.arrow_writer import ArrowWriter
 
         features = Features(
@@ -362,23 +408,25 @@ class FeatureCache:
                 "boxes": List(Value("float32")),
             }
         )
-        self.folder.mkdir(parents=True, exist_ok=True)
-        temporary = self.folder / f"writing-{os.getpid()}.arrow"
+        rows_file, unfinished = self.folder / f"{UNFINISHED}.arrow", self.folder / UNFINISHED
         try:
             # row by row to disk: features of a large collection do not fit in memory
-            with ArrowWriter(features=features, path=str(temporary), writer_batch_size=64) as writer:
-                for row in rows:
+            writer = ArrowWriter(features=features, path=str(rows_file), writer_batch_size=64)
+            for row in rows:
+                with self._named_writing():
                     writer.write(row)
+            with self._named_writing():
                 count, _ = writer.finalize()
-            if count == 0:
-                return None
-            part = self.folder / f"part-{number:05d}"
-            unfinished = self.folder / f"unfinished-{os.getpid()}"
-            Dataset.from_file(str(temporary)).save_to_disk(str(unfinished))
-            unfinished.rename(part)
-            return part
+                if count == 0:
+                    return False
+                Dataset.from_file(str(rows_file)).save_to_disk(str(unfinished))
+                seal(unfinished)
+            numbers = [int(path.name.removeprefix("part-")) for path in self._opened]
+            unfinished.rename(self.folder / f"part-{max(numbers, default=-1) + 1:05d}")
+            return True
         finally:
-            temporary.unlink(missing_ok=True)
+            rows_file.unlink(missing_ok=True)
+            shutil.rmtree(unfinished, ignore_errors=True)
 
     def gather(self, rows: Sequence[RowKeys]) -> dict[str, torch.Tensor]:
         """
