@@ -161,6 +161,7 @@ def main(source_args: TokenSourceArguments, args: PairingArguments) -> None:
     from vtfusion.app.contact_sheet import contact_sheet_html, draw_sheet_rows, plot_contact_sheet, sheet_note
     from vtfusion.training import pairing
     from vtfusion.training.data import TAGS_COLUMNS, load_token_classification_dataset, open_token_streams
+    from vtfusion.training.files import write_whole
     from vtfusion.training.image_bank import ImageBank
     from vtfusion.training.pairing_report import coverage_report, label_analysis, pairing_markdown
     from vtfusion.training.retrieval import Embedder, ImageRetriever
@@ -220,8 +221,8 @@ def main(source_args: TokenSourceArguments, args: PairingArguments) -> None:
     }
     output = Path(args.output_dir)
     text = json.dumps(report, indent=2, ensure_ascii=False)
-    (output / "pairing_report.json").write_text(text + "\n", encoding="utf-8")
-    (output / "pairing_report.md").write_text(pairing_markdown(report), encoding="utf-8")
+    write_whole(output / "pairing_report.json", text + "\n")
+    write_whole(output / "pairing_report.md", pairing_markdown(report))
     for split, part in report["coverage"].items():
         print(
             f"{split}: {part['texts_with_image']:,} of {part['texts']:,} texts have a picture ({part['coverage']:.1%})"
@@ -232,7 +233,7 @@ def main(source_args: TokenSourceArguments, args: PairingArguments) -> None:
         rows = draw_sheet_rows(paired, args.contact_sheet_rows, args.seed)
         title = f"{os.path.basename(os.path.normpath(args.output_dir))}: {args.strategy}"
         note = sheet_note(paired, len(rows), args.seed)
-        (output / "contact_sheet.html").write_text(contact_sheet_html(rows, title, note), encoding="utf-8")
+        write_whole(output / "contact_sheet.html", contact_sheet_html(rows, title, note))
         try:
             plot_contact_sheet(rows, title, note).savefig(output / "contact_sheet.png")
         except ImportError as error:  # the HTML page shows the same

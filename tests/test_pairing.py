@@ -19,7 +19,8 @@ from datasets import (
 )
 
 from test_retrieval import text_model
-from vtfusion.training.data import load_token_classification_dataset
+from vtfusion.training.data import load_token_classification_dataset, open_token_streams
+from vtfusion.training.files import release_folder
 from vtfusion.training.image_bank import BankImage, ImageBank
 from vtfusion.training.images import BLANK_KEY, ImageStore
 from vtfusion.training.pairing import (
@@ -179,7 +180,7 @@ def test_streams_get_the_same_pictures(strategy, embed_images, texts, bank, retr
         assert saved[split].features == expected[split].features
         assert saved[split].to_list() == expected[split].to_list()
         assert saved[split].split == split
-    assert {path.name for path in (tmp_path / "streamed").iterdir()} == {"train", "test", "dataset_dict.json"}
+    assert {path.name for path in (tmp_path / "streamed").iterdir()} == {".lock", "train", "test", "dataset_dict.json"}
 
 
 @streamed_strategy
@@ -484,3 +485,42 @@ def test_coverage_of_conll2003(shared_data, tmp_path):
     )
     paired = pair_by_lexicon(dataset, bank)["validation"]
     assert sum(map(bool, paired["image_ids"])) == 1361  # of 3250; the bank's README says so too
+
+
+def test_a_saved_data_set_is_the_old_one_the_new_one_or_refused(
+    texts, bank, retriever, manifest, tmp_path, monkeypatch
+):
+    old, new = (pair("random", texts, bank, retriever, manifest, seed=seed) for seed in (0, 1))
+
+    def ids(data):
+        return {split: part["image_ids"][:] for split, part in data.items()}
+
+    assert ids(old) != ids(new)
+    rename, left = Path.rename, []
+
+    def killed(self, target):
+        if not left:
+            raise KeyboardInterrupt
+        left.pop()
+        return rename(self, target)
+
+    save_paired_dataset(old, tmp_path)
+    save = DatasetDict.save_to_disk
+    monkeypatch.setattr(DatasetDict, "save_to_disk", lambda *args, **kwargs: killed(*args))
+    with pytest.raises(KeyboardInterrupt):
+        save_paired_dataset(new, tmp_path)
+    assert ids(load_token_classification_dataset(str(tmp_path))) == ids(old)
+
+    monkeypatch.setattr(DatasetDict, "save_to_disk", save)
+    monkeypatch.setattr(Path, "rename", killed)
+    for moved in range(len(texts) + 1):
+        left.extend([None] * moved)
+        with pytest.raises(KeyboardInterrupt):
+            save_paired_dataset(new, tmp_path)
+        release_folder(tmp_path)  # which the end of the process does
+        for read in (load_token_classification_dataset, open_token_streams):
+            with pytest.raises(ValueError, match="was not written to its end"):
+                read(str(tmp_path))
+    monkeypatch.undo()
+    save_paired_dataset(new, tmp_path)
+    assert ids(load_token_classification_dataset(str(tmp_path))) == ids(new)

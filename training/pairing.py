@@ -21,9 +21,10 @@ import io
 import math
 import os
 import random
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from tempfile import TemporaryDirectory
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -44,6 +45,7 @@ from datasets import (
 )
 from transformers.utils import logging
 
+from .files import UNFINISHED, claim_folder, release_folder
 from .image_bank import ImageBank
 from .image_paths import ImageFolders, image_item
 from .retrieval import ImageRetriever, search_all
@@ -681,18 +683,40 @@ def save_paired_dataset(
 
     Raises:
         `ValueError`: The pictures are to be paths, but one has no file (a blank one).
+        `RuntimeError`: Another process is writing into the folder.
     """
+    claim_folder(output_dir)
+    unfinished = Path(output_dir, UNFINISHED)
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir()
+    try:
+        _save(dataset, unfinished, embed_images, num_proc)
+        # Nothing is a saved data set without this file: it goes first and comes last.
+        Path(output_dir, "dataset_dict.json").unlink(missing_ok=True)
+    except BaseException:
+        shutil.rmtree(unfinished)
+        release_folder(output_dir)
+        raise
+    saved = unfinished / "dataset"
+    for split in dataset:
+        shutil.rmtree(Path(output_dir, split), ignore_errors=True)
+        (saved / split).rename(Path(output_dir, split))
+    (saved / "dataset_dict.json").rename(Path(output_dir, "dataset_dict.json"))
+    shutil.rmtree(unfinished)
+    release_folder(output_dir)
+
+
+def _save(
+    dataset: DatasetDict | IterableDatasetDict, unfinished: Path, embed_images: bool, num_proc: int | None
+) -> None:
     if isinstance(dataset, IterableDatasetDict):
-        os.makedirs(output_dir, exist_ok=True)
-        with TemporaryDirectory(dir=output_dir, prefix=".rows-") as folder:
-            rows = {split: _collect(stream, split, folder) for split, stream in dataset.items()}
-            save_paired_dataset(DatasetDict(rows), output_dir, embed_images, num_proc)
-        return
+        rows = {split: _collect(stream, split, str(unfinished)) for split, stream in dataset.items()}
+        dataset = DatasetDict(rows)
     if not embed_images:
         dataset = DatasetDict({split: _images_as_paths(part, num_proc) for split, part in dataset.items()})
     # Each process writes a shard of its own, and there is no shard without rows. A pool of one is only slower.
     processes = min([num_proc or 1, *map(len, dataset.values())])
-    dataset.save_to_disk(os.fspath(output_dir), num_proc=processes if processes > 1 else None)
+    dataset.save_to_disk(str(unfinished / "dataset"), num_proc=processes if processes > 1 else None)
 
 
 def _collect(stream: IterableDataset, split: str, folder: str) -> Dataset:

@@ -26,6 +26,7 @@ from datasets import (
 )
 from datasets.exceptions import DatasetGenerationError
 
+from .files import UNFINISHED
 from .image_paths import ImageFolders, image_item
 
 logger = logging.getLogger(__name__)
@@ -316,6 +317,8 @@ def _load_named(
     if folder is not None and os.path.isfile(os.path.join(folder, "dataset_dict.json")):
         loaded = load_from_disk(folder)
         folders = ImageFolders.of_file(folder, image_base, allow_outside_paths)
+    elif folder is not None and os.path.isdir(os.path.join(folder, UNFINISHED)):
+        raise ValueError(f"{folder} was not written to its end: run what wrote it again.")
     elif folder is not None and os.path.isfile(os.path.join(folder, "state.json")):
         raise ValueError(f"{folder} holds a single saved split: give it as `train_file` (or one of its siblings).")
     else:

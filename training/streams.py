@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from datasets import Audio, Dataset, Features, Image, IterableDataset, List, Video, load_dataset, load_from_disk
 from datasets.exceptions import DatasetGenerationError
 
+from .files import UNFINISHED
 from .image_paths import ImageFolders
 from .sources import METADATA_FILES, check_one_origin, uncounted
 
@@ -74,6 +75,8 @@ def open_streams(
     if os.path.isfile(os.path.join(folder, "dataset_dict.json")):
         loaded = {split: rows.to_iterable_dataset() for split, rows in load_from_disk(folder).items()}
         folders = ImageFolders.of_file(folder, base, allow_outside_paths)
+    elif os.path.isdir(os.path.join(folder, UNFINISHED)):
+        raise ValueError(f"{folder} was not written to its end: run what wrote it again.")
     else:
         with uncounted() if os.path.isdir(folder) else nullcontext():
             loaded = load_dataset(dataset_name, dataset_config_name, streaming=True)
