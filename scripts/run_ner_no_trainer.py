@@ -51,7 +51,16 @@ def main(model_args: ModelArguments, data_args: TokenDataArguments, args: LoopAr
     from vtfusion import VTFusionForTokenClassification
     from vtfusion.training.arguments import VTFusionTrainingArguments
     from vtfusion.training.collator import FusionCollator
-    from vtfusion.training.fine_tuning import by_length, start_run, test_conditions, write_card, write_results
+    from vtfusion.training.files import replaced_whole
+    from vtfusion.training.fine_tuning import (
+        by_length,
+        named_writing,
+        remove_results,
+        start_run,
+        test_conditions,
+        write_card,
+        write_results,
+    )
     from vtfusion.training.images import prepare_images
     from vtfusion.training.loading import load_model
     from vtfusion.training.lora import merge_lora
@@ -147,8 +156,10 @@ def main(model_args: ModelArguments, data_args: TokenDataArguments, args: LoopAr
     trained = accelerator.unwrap_model(model)
     merge_lora(trained)
     if accelerator.is_main_process:
-        trained.save_pretrained(args.output_dir)
-        processor.save_pretrained(args.output_dir)
+        remove_results(training_args)
+        with named_writing(args.output_dir), replaced_whole(args.output_dir, "config.json") as folder:
+            trained.save_pretrained(folder)
+            processor.save_pretrained(folder)
     results |= test_conditions(predict, windows, evaluators, image_keys, data_args, training_args)
     write_card(trained.config, results, evaluators, "token-classification", model_args, data_args, training_args)
     write_results(results, training_args)

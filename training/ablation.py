@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from .arguments import DataArguments, ModelArguments, VTFusionTrainingArguments
+from .files import write_whole
 from .images import IMAGE_CONDITIONS
 from .model_card import add_ablation
 
@@ -277,8 +278,8 @@ class AblationReport:
     def save(self, folder: str | os.PathLike) -> None:
         """Writes `image_ablation.json` and `image_ablation.md`."""
         values = {"outcome": self.outcome, "verdict": self.verdict, **asdict(self)}
-        Path(folder, "image_ablation.json").write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-        Path(folder, "image_ablation.md").write_text(self.to_markdown(), encoding="utf-8")
+        write_whole(Path(folder, "image_ablation.json"), json.dumps(values, indent=2) + "\n")
+        write_whole(Path(folder, "image_ablation.md"), self.to_markdown())
 
     @classmethod
     def load(cls, folder: str | os.PathLike) -> "AblationReport":
@@ -472,7 +473,7 @@ def check_study(output_dir: str | os.PathLike, settings: Mapping[str, Any], writ
             )
     elif write:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+        write_whole(path, json.dumps(settings, indent=2) + "\n")
 
 
 def run_study(

@@ -414,6 +414,9 @@ class VTFusionTrainingArguments(TrainingArguments):
     save_total_limit: int | None = field(default=1, metadata={"help": "Checkpoints to keep, besides the best."})
     load_best_model_at_end: bool = field(default=True, metadata={"help": "Go back to the best checkpoint at the end."})
     metric_for_best_model: str | None = field(default="f1", metadata={"help": "What the best checkpoint is best in."})
+    restore_callback_states_from_checkpoint: bool = field(
+        default=True, metadata={"help": "Go on with the count of `early_stopping_patience` that a checkpoint has."}
+    )
     report_to: str = field(default="none", metadata={"help": "Experiment trackers."})
     license: str | None = field(default=None, metadata={"help": "Licence of the model, for its card."})
     language: list[str] | None = field(

@@ -4,21 +4,23 @@ import json
 import os
 import resource
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
 from datasets import Dataset, DatasetDict, List, Value
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from transformers import EarlyStoppingCallback, EvalPrediction, TrainerCallback, set_seed
-from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 
 from ..configuration_vtfusion import VTFusionConfig
 from ..modeling_vtfusion import VTFusionPreTrainedModel
 from ..processing_vtfusion import VTFusionProcessor
 from .arguments import DataArguments, ModelArguments, VTFusionTrainingArguments
+from .checkpoints import find_checkpoint_damage, last_whole_checkpoint, remove_surplus, stopped_early
 from .collator import FusionCollator
+from .files import claim_folder, release_folder, replaced_whole, write_whole
 from .images import IMAGE_CONDITIONS, FeatureCache, ImageStore, RowKeys, apply_condition
 from .lora import merge_lora
 from .model_card import Score, format_score, write_model_card
@@ -55,7 +57,15 @@ class MetricEvaluator(Evaluator, Protocol):
 
 
 def start_run(training_args: VTFusionTrainingArguments) -> None:
-    """Seeds everything, and sets the verbosity of the libraries to what the run wants."""
+    """
+    Seeds everything, sets the verbosity of the libraries to what the run wants, and claims `output_dir` until
+    [`write_results`] or the end of the process.
+
+    Raises:
+        `RuntimeError`: another run is writing into `output_dir`.
+    """
+    if training_args.process_index == 0:
+        claim_folder(training_args.output_dir)
     if training_args.should_log:
         logging.set_verbosity_info() if training_args.log_level == "info" else logging.set_verbosity_warning()
     set_seed(training_args.seed)
@@ -203,21 +213,62 @@ def train_model(trainer: VTFusionTrainer) -> dict[str, Any]:
 
     Returns:
         `dict[str, Any]`: `train_seconds`.
+
+    Raises:
+        `ValueError`: the checkpoint to go on from is not whole.
+        `OSError`: what cannot be written is named.
     """
-    checkpoint = trainer.args.resume_from_checkpoint
+    args = trainer.args
+    checkpoint = args.resume_from_checkpoint
     if checkpoint in ("True", "true", True):
-        checkpoint = get_last_checkpoint(trainer.args.output_dir)
+        checkpoint = last_whole_checkpoint(args.output_dir)
+    elif checkpoint and (damage := find_checkpoint_damage(checkpoint)):
+        raise ValueError(
+            f"{damage}: {checkpoint} cannot be gone on from. Give another one, or --resume_from_checkpoint True, which "
+            "takes the last that is whole."
+        )
+    given = args.num_train_epochs, args.max_steps
     if checkpoint:
         load_renamed(trainer.model, checkpoint)
+        if args.restore_callback_states_from_checkpoint and stopped_early(checkpoint):
+            args.num_train_epochs, args.max_steps = 0, -1  # no step more
     started = time.perf_counter()
     trainer.train(resume_from_checkpoint=checkpoint)
+    args.num_train_epochs, args.max_steps = given
     seconds = round(time.perf_counter() - started, 1)
-    if trainer.args.load_best_model_at_end and trainer.state.best_model_checkpoint:
-        load_renamed(trainer.model, trainer.state.best_model_checkpoint)
+    best = trainer.state.best_model_checkpoint if args.load_best_model_at_end else None
+    if best:
+        load_renamed(trainer.model, best)
     merge_lora(trainer.model)
-    trainer.save_model(_internal_call=True)  # what is pushed is the finished model with its card, once
-    trainer.save_state()
+    remove_results(args)
+    with named_writing(args.output_dir), replaced_whole(args.output_dir, "config.json", args.should_save) as folder:
+        # what is pushed is the finished model with its card, once
+        trainer.save_model(str(folder), _internal_call=True)
+        if args.should_save:
+            trainer.state.save_to_json(str(folder / "trainer_state.json"))
+    if best and args.save_total_limit == 1 and args.should_save:
+        remove_surplus(Path(best), None, 1)
     return {"train_seconds": seconds}
+
+
+@contextmanager
+def named_writing(folder: str | os.PathLike) -> Iterator[None]:
+    """
+    A block that saves a model.
+
+    Raises:
+        `OSError`: naming the folder.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise OSError(f"The model cannot be written into {folder}: {error}") from error
+
+
+def remove_results(training_args: VTFusionTrainingArguments) -> None:
+    """Removes the `results.json` of an earlier run, which would stand beside what this one writes."""
+    if training_args.process_index == 0:
+        Path(training_args.output_dir, "results.json").unlink(missing_ok=True)
 
 
 def load_renamed(model: VTFusionPreTrainedModel, checkpoint: str | os.PathLike) -> None:
@@ -263,6 +314,7 @@ def test_conditions(
         `dict[str, Any]`: the scores by split and image condition.
     """
     is_main = training_args.process_index == 0
+    remove_results(training_args)
     results: dict[str, Any] = {}
     for split, evaluator in evaluators.items():
         conditions = ["none"] if data_args.text_only else data_args.image_conditions
@@ -280,14 +332,14 @@ def test_conditions(
             if condition == conditions[0]:
                 report = evaluator.report(scores)
                 print(f"\n{split}, image: {condition}\n{report}")
-                Path(training_args.output_dir, f"{split}_report.txt").write_text(report + "\n", encoding="utf-8")
+                write_whole(Path(training_args.output_dir, f"{split}_report.txt"), report + "\n")
                 records = evaluator.records(predictions, keys) if split == "test" else []
             else:
                 for record, answer in zip(records, answers, strict=True):
                     record[f"{evaluator.field}_{condition}"] = answer
         if is_main and split == "test":
-            with open(Path(training_args.output_dir, "test_predictions.jsonl"), "w", encoding="utf-8") as file:
-                file.writelines(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+            lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+            write_whole(Path(training_args.output_dir, "test_predictions.jsonl"), lines)
             metric = evaluator.metric
             scored = (f"{name} {format_score(metric, results[split][name][metric])}" for name in conditions)
             print(f"\ntest {metric} by image:  {'  '.join(scored)}")
@@ -297,14 +349,15 @@ def test_conditions(
 
 
 def write_results(results: dict[str, Any], training_args: VTFusionTrainingArguments) -> None:
-    """Adds peak memory, seed and versions, and writes `results.json`."""
+    """Adds peak memory, seed and versions, writes `results.json`, and lets other runs write into `output_dir`."""
     results["peak_memory_mb"] = round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
     results["seed"] = training_args.seed
     results["versions"] = package_versions()
     if training_args.process_index == 0:
         Path(training_args.output_dir).mkdir(parents=True, exist_ok=True)
         path = Path(training_args.output_dir, "results.json")
-        path.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+        write_whole(path, json.dumps(results, indent=2) + "\n")
+        release_folder(training_args.output_dir)
         logger.info("results written to %s", path)
 
 

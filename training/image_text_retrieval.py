@@ -20,6 +20,7 @@ from transformers import (
 from transformers.utils import logging
 
 from ..modeling_vtfusion import VTFusionModelOutput
+from .files import write_whole
 from .pretraining import ImageTextTrainer
 
 RECALL_AT = (1, 5, 10)
@@ -327,11 +328,12 @@ def write_retrieval(folder: str | os.PathLike, split: RetrievalSplit, ranks: Map
     """
     report = recall_report({name: each.scores() for name, each in ranks.items()})
     Path(folder).mkdir(parents=True, exist_ok=True)
-    Path(folder, "test_report.txt").write_text(report + "\n", encoding="utf-8")
-    with open(Path(folder, "test_predictions.jsonl"), "w", encoding="utf-8") as file:
-        for place, (text, image) in enumerate(zip(split.texts, split.image_of_text.tolist(), strict=True)):
-            record = {"text": text, "image_row": split.image_rows[image]}
-            for name, each in ranks.items():
-                record["rank" if name == "vectors" else f"rank_{name}"] = int(each.texts[place]) + 1
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+    write_whole(Path(folder, "test_report.txt"), report + "\n")
+    lines = []
+    for place, (text, image) in enumerate(zip(split.texts, split.image_of_text.tolist(), strict=True)):
+        record = {"text": text, "image_row": split.image_rows[image]}
+        for name, each in ranks.items():
+            record["rank" if name == "vectors" else f"rank_{name}"] = int(each.texts[place]) + 1
+        lines.append(json.dumps(record, ensure_ascii=False) + "\n")
+    write_whole(Path(folder, "test_predictions.jsonl"), "".join(lines))
     return report

@@ -1,13 +1,18 @@
-"""`Trainer` with a learning rate of its own for the fusion part, and evaluation in the order of the data."""
+"""`Trainer` with a learning rate of its own for the fusion part, whole checkpoints, and evaluation in order."""
 
+import shutil
+import signal
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch.utils.data import Sampler, SequentialSampler
 from transformers import Trainer
 
+from .checkpoints import CheckpointCallback
+from .files import find_damage
 from .publishing import upload_model
 
 _ENCODERS = ("text_model.", "vision_model.")
@@ -38,10 +43,45 @@ class VTFusionTrainer(Trainer):
     """
     [`Trainer`] for VTFusion models; takes [`VTFusionTrainingArguments`].
 
-    The encoders learn at `learning_rate`, all that is new (fusion layers, head) at `fusion_learning_rate`.
+    The encoders learn at `learning_rate`, all that is new (fusion layers, head) at `fusion_learning_rate`. Checkpoints
+    are sealed, see [`CheckpointCallback`].
     """
 
     optimizer: torch.optim.Optimizer | None
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self._checkpoints = CheckpointCallback()
+        self.add_callback(self._checkpoints)
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
+        """
+        [`Trainer.train`].
+
+        Raises:
+            `OSError`: naming the checkpoint that could not be written.
+            `SystemExit`: with 143 (128 + SIGTERM), after a SIGTERM and the checkpoint that follows it.
+        """
+        # Trainer would remove the last checkpoint before the new one is whole.
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        self._checkpoints.limit = limit
+        try:
+            with self._checkpoints.listening(self.args):
+                output = super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        except (OSError, RuntimeError, SafetensorError) as error:
+            folder = Path(self.args.output_dir, f"checkpoint-{self.state.global_step}")
+            if not folder.is_dir() or find_damage(folder) is None:
+                raise
+            free = shutil.disk_usage(folder).free
+            raise OSError(
+                f"{folder} cannot be written: {error} ({free / 2**20:,.0f} MiB are free). Free some space, and go on "
+                "with --resume_from_checkpoint True from the last whole checkpoint."
+            ) from error
+        finally:
+            self.args.save_total_limit = limit
+        if self._checkpoints.terminated:
+            raise SystemExit(128 + signal.SIGTERM)
+        return output
 
     def create_optimizer(self, model: torch.nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is not None or self.args.fusion_learning_rate is None:
