@@ -85,6 +85,19 @@ def killed_after(folder, step, **settings):
         train(folder, At(step, kill), **settings)
 
 
+# amid the first epoch, and amid the second, whose order of the texts must be the same
+@pytest.mark.parametrize("step", [3, 6])
+@pytest.mark.parametrize("strategy", ["group_by_length", "random"])
+def test_a_training_that_goes_on_amid_an_epoch_reads_what_it_would_have_read(tmp_path, step, strategy):
+    name = "train_sampling_strategy"
+    if name not in VTFusionTrainingArguments.__dataclass_fields__:
+        pytest.skip(f"this transformers has no --{name}")
+    expected = train(tmp_path / "whole", **{name: strategy})
+    killed_after(tmp_path / "run", step + 1, **{name: strategy})
+    assert last_whole_checkpoint(tmp_path / "run").endswith(f"-{step}")
+    assert_same(train(tmp_path / "run", resume_from_checkpoint="True", **{name: strategy}), expected)
+
+
 @pytest.mark.parametrize(
     "name", ["model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", MANIFEST]
 )

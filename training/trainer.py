@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch.utils.data import Sampler, SequentialSampler
-from transformers import Trainer
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from .checkpoints import CheckpointCallback
 from .files import find_damage
@@ -39,6 +40,22 @@ def parameter_groups(
     return [{"params": each, "lr": rate, "weight_decay": decay} for (rate, decay), each in groups.items()]
 
 
+class _OrderCallback(TrainerCallback):
+    """
+    Gives each epoch an order of its own that only the seed decides. By length, `Trainer` draws it from the global state,
+    which a training that goes on amid an epoch no longer has.
+    """
+
+    def __init__(self, order: torch.Generator):
+        self.order = order
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        seed = args.seed if args.data_seed is None else args.data_seed
+        self.order.manual_seed(seed * 1_000_003 + int(state.epoch or 0))
+
+
 class VTFusionTrainer(Trainer):
     """
     [`Trainer`] for VTFusion models; takes [`VTFusionTrainingArguments`].
@@ -52,7 +69,9 @@ class VTFusionTrainer(Trainer):
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self._checkpoints = CheckpointCallback()
+        self._order = torch.Generator()
         self.add_callback(self._checkpoints)
+        self.add_callback(_OrderCallback(self._order))
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
         """
@@ -131,6 +150,12 @@ class VTFusionTrainer(Trainer):
             revision or self.args.hub_revision,
             blocking,
         )
+
+    def _get_train_sampler(self, *args: Any, **kwargs: Any) -> Sampler | None:
+        sampler = super()._get_train_sampler(*args, **kwargs)
+        if isinstance(sampler, LengthGroupedSampler):
+            sampler.generator = self._order
+        return sampler
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Sampler | None:
         # Grouping by length would shuffle the windows, and words could not be put back into their texts.
