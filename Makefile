@@ -14,7 +14,7 @@ PYTEST := $(BIN)/pytest -n $(WORKERS) --dist worksteal
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-slow test-oldest lint format typecheck coverage golden fuzz audit benchmark docs wheel clean
+.PHONY: help install quickstart test test-slow test-oldest lint format typecheck coverage golden fuzz audit benchmark faults docs wheel clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -66,6 +66,9 @@ audit: $(INSTALLED)  ## known vulnerabilities of the pinned versions; asks PyPI,
 
 benchmark: $(INSTALLED)  ## outputs/benchmarks: speed beside peers and how it grows, half an hour; ARGS="--quick" to try
 	$(BIN)/python benchmarks/run_all.py --output_dir outputs/benchmarks $(ARGS)
+
+faults: $(INSTALLED)  ## kill, cut short and damage trainings, which must lose nothing; ARGS="--kills 20"
+	$(BIN)/python tests/campaigns/faults.py $(ARGS)
 
 docs: $(INSTALLED)  ## outputs/docs/index.html: the API reference, from the docstrings
 	$(BIN)/python docs/build_reference.py outputs/docs
