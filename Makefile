@@ -14,7 +14,7 @@ PYTEST := $(BIN)/pytest -n $(WORKERS) --dist worksteal
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-slow test-oldest lint format typecheck coverage golden fuzz audit benchmark faults docs wheel clean
+.PHONY: help install quickstart test test-slow test-oldest lint format typecheck coverage golden fuzz audit benchmark faults mutants docs wheel clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,6 +52,10 @@ typecheck: $(INSTALLED)  ## mypy over the package, the scripts and the benchmark
 
 coverage: $(INSTALLED)  ## `make test` with a report of the lines that no test runs
 	$(PYTEST) --timeout 240 -m "not slow" --cov --cov-report term $(ARGS)
+
+mutants: $(INSTALLED)  ## break the code in one place after the other: which changes does no test notice? Takes hours
+	$(BIN)/python -m pip install -q mutmut==3.8.1
+	OMP_NUM_THREADS=1 $(BIN)/python tests/campaigns/mutants.py $(ARGS)
 
 golden: $(INSTALLED)  ## tests/golden/outputs.json: what later versions are compared with, see CONTRIBUTING.md
 	$(BIN)/python tests/golden_outputs.py
