@@ -76,6 +76,8 @@ NUMBERS = [
         ({"num_fusion_layers": 0}, "`num_fusion_layers` must be at least 1, got 0"),
         ({"fusion_hidden_size": 30, "num_fusion_heads": 4}, r"multiple of `num_fusion_heads` \(4\)"),
         ({"num_fusion_heads": 0}, "`num_fusion_heads` must be at least 1, got 0"),
+        ({"cross_attention_every": 0}, "`cross_attention_every` must be at least 1, got 0"),
+        ({"num_resampler_tokens": -1}, "`num_resampler_tokens` must not be negative, got -1"),
         ({"temperature_init": 0.0}, "`temperature_init` must be positive and finite, got 0.0"),
         ({"temperature_init": -1.0}, "`temperature_init` must be positive"),
         ({"image_dropout": 1.0}, "`image_dropout` must be at least 0 and below 1, got 1.0"),

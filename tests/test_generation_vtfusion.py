@@ -296,6 +296,54 @@ def test_labels_may_come_shifted_as_where_a_text_is_cut_among_processes() -> Non
     assert find_labels(VTFusionForConditionalGeneration) == ["labels"]
 
 
+@pytest.mark.parametrize("mask", [False, True])
+def test_image_dropout_takes_all_images_of_some_rows_in_training_only(mask: bool) -> None:
+    rate, rows = 0.3, 200
+    plain, model = build(image_dropout=rate)
+    ids = prompts(rows, 3)
+    inputs: dict[str, Any] = {"input_ids": ids, "visual_embeds": torch.randn(rows, 2, 3, 16)}
+    if mask:
+        inputs["image_mask"] = torch.ones(rows, 2, dtype=torch.long)
+        inputs["image_mask"][0] = 0
+    with torch.no_grad():
+        with_images, trained, text_only = model(**inputs).logits, model.train()(**inputs).logits, plain(ids).logits
+    lost = (trained == text_only).flatten(1).all(1)
+    assert 0.2 < lost.float().mean() < 0.4
+    assert lost[0] or not mask
+    torch.testing.assert_close(trained[~lost], with_images[~lost])
+    assert not torch.isclose(with_images, text_only).flatten(1).all(1)[1:].any()
+
+
+def test_a_larger_vocabulary_reaches_the_language_models_two_ends() -> None:
+    _, model = build()
+    before = model(input_ids=prompts(), pixel_values=pictures()).logits
+    model.resize_token_embeddings(VOCAB + 3)
+    head = torch.nn.Linear(HIDDEN, VOCAB + 3, bias=False)
+    assert model.get_output_embeddings() is model.text_model.lm_head
+    assert model(input_ids=torch.full((2, 6), VOCAB + 2)).logits.shape == (2, 6, VOCAB + 3)
+    torch.testing.assert_close(model(input_ids=prompts(), pixel_values=pictures()).logits[..., :VOCAB], before)
+    model.set_output_embeddings(head)
+    assert model.text_model.lm_head is head
+
+
+def test_a_layer_that_is_called_by_name_reads_the_images_too() -> None:
+    _, model = build()
+    inputs = {"input_ids": prompts(), "pixel_values": pictures()}
+    expected = model(**inputs).logits
+
+    class ByName(nn.Module):
+        def __init__(self, layer: nn.Module) -> None:
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, hidden_states: torch.Tensor, **kwargs: Any) -> Any:
+            return self.layer(hidden_states=hidden_states, **kwargs)
+
+    layers = model.text_model.model.layers
+    layers[1] = ByName(layers[1])
+    assert torch.equal(model(**inputs).logits, expected)
+
+
 def test_gradients_reach_every_part() -> None:
     _, model = build(num_resampler_tokens=2)
     model(input_ids=prompts(), pixel_values=pictures(), labels=prompts()).loss.backward()
@@ -388,9 +436,21 @@ def test_a_setting_without_effect_is_refused(setting: dict[str, Any], message: s
         ({"labels": torch.zeros(2, 4, dtype=torch.long)}, "`labels` must have shape"),
         ({"labels": prompts(), "logits_to_keep": 1}, "`logits_to_keep`"),
         ({"inputs_embeds": torch.zeros(2, 6, HIDDEN)}, "either"),
+        ({"pixel_values": pictures(), "image_key_values": torch.zeros(2, 1, 2, 2, 4, 8)}, "not both"),
     ],
 )
 def test_what_does_not_fit_is_refused(inputs: dict[str, Any], message: str) -> None:
     _, model = build()
     with pytest.raises(ValueError, match=message):
         model(input_ids=prompts(), **inputs)
+
+
+def test_images_that_come_twice_misnamed_or_not_at_all_are_refused() -> None:
+    _, model = build()
+    states = model.compute_image_key_values(pixel_values=pictures())
+    with pytest.raises(ValueError, match="Give images or `image_key_values`, not both"):
+        model.generate(prompts(), pixel_values=pictures(), **states, **NEW)
+    with pytest.raises(ValueError, match=r"\['images'\] are no images; there are \['pixel_values', 'image_mask'"):
+        model.compute_image_key_values(images=pictures())
+    with pytest.raises(ValueError, match="Give `pixel_values` or `visual_embeds`"):
+        model.compute_image_key_values(image_mask=torch.ones(2, 1))

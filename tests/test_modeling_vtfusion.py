@@ -25,10 +25,17 @@ from transformers import (
     ViTConfig,
     YolosConfig,
 )
+from transformers.modeling_outputs import BaseModelOutput
 
 from tiny import HIDDEN, IMAGE, TEXT, VISION, VOCAB, randomize_fusion, tiny_config, tiny_inputs
 from vtfusion import VTFusionConfig, VTFusionForTokenClassification, VTFusionModel, modeling_vtfusion
-from vtfusion.visual_vtfusion import build_encoder, encoder_auto_class, grid_boxes, split_prefix_tokens
+from vtfusion.visual_vtfusion import (
+    build_encoder,
+    encoder_auto_class,
+    grid_boxes,
+    read_features,
+    split_prefix_tokens,
+)
 
 LABELS = torch.tensor([[0, 1, 2, -100, 0, 1, 2], [1, 1, 0, 2, 0, -100, -100]])
 LAYERS = {"hidden_size": HIDDEN, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 37}
@@ -755,6 +762,27 @@ def test_split_prefix_tokens_without_a_fitting_grid(num_tokens, config, explicit
     message = rf"'{config.model_type}' returned {num_tokens} tokens for an image of 32 x 32 .*vision_num_prefix_tokens"
     with pytest.raises(ValueError, match=message):
         split_prefix_tokens(num_tokens, (32, 32), config, explicit)
+
+
+def test_what_no_auto_class_knows_is_not_built():
+    class Unknown(PreTrainedConfig):
+        model_type = "unknown"
+
+    for attention in (None, "eager"):
+        config = Unknown()
+        config._attn_implementation = attention
+        with pytest.raises(ValueError, match="Unrecognized configuration class"):
+            build_encoder(config)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_feature_maps_are_read_row_by_row_wherever_their_channels_stand(channels_last):
+    maps = torch.randn(2, 16, 3, 5)
+    outputs = BaseModelOutput(last_hidden_state=maps.permute(0, 2, 3, 1) if channels_last else maps)
+    features, boxes = read_features(outputs, (24, 40), ResNetConfig(), 16)
+    expected = [maps[:, :, row, column] for row in range(3) for column in range(5)]
+    assert torch.equal(features, torch.stack(expected, dim=1))
+    assert torch.equal(boxes, grid_boxes(3, 5).expand(2, 15, 4))
 
 
 def test_grid_boxes_by_hand():

@@ -9,7 +9,9 @@ import os
 import pickle
 import subprocess
 import sys
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -28,7 +30,13 @@ from transformers import (
 from transformers import ViTImageProcessor as ViT
 
 from tokenizers_for_tests import TOKENIZERS
-from vtfusion import VTFusionConfig, VTFusionForTokenClassification, VTFusionProcessor, processing_vtfusion
+from vtfusion import (
+    VTFusionConfig,
+    VTFusionForTokenClassification,
+    VTFusionProcessor,
+    images_vtfusion,
+    processing_vtfusion,
+)
 from vtfusion.images_vtfusion import decode_image, visible_rectangle
 from vtfusion.processing_vtfusion import first_tokens, paint, viterbi
 
@@ -110,6 +118,20 @@ def test_words_of_strings_and_of_lists(bert):
     ]
     one = processor(text=["New", "fox"], is_split_into_words=True)
     assert one.rows[0].words == ["New", "fox"] and len(one.rows) == 1
+
+
+def test_words_labels_and_images_may_be_arrays(bert):
+    processor = VTFusionProcessor(image_processor(), bert)
+    words, labels = np.array(["the", "fox"]), [2, 1]
+    picture = np.asarray(color((255, 0, 0)))
+    expected = processor(text=[["the", "fox"]], word_labels=[labels], images=[color((255, 0, 0))], return_tensors="pt")
+    for given in (np.array(labels), torch.tensor(labels)):
+        batch = processor(text=[words], word_labels=[given], images=picture, return_tensors="pt")
+        assert batch.rows[0].words == ["the", "fox"]
+        for name in expected:
+            assert torch.equal(batch[name], expected[name])
+    several = processor(text=["fox", "the"], images=torch.zeros(2, 3, 4, 4), return_tensors="pt")
+    assert several["image_mask"].tolist() == [[1], [1]]
 
 
 def test_labels_at_first_sub_words(bert):
@@ -466,6 +488,15 @@ def test_decoding_arrays():
     assert decode_image(torch.zeros(3, 4, 5, dtype=torch.bfloat16)).shape == (4, 5, 3)
 
 
+def test_decoding_arrays_with_transparency():
+    half = np.full((2, 2, 4), 0, np.uint8)
+    half[..., 3] = 128
+    for source in (half, torch.from_numpy(half).permute(2, 0, 1), half / 255):
+        assert decode_image(source)[0, 0].tolist() == [127, 127, 127]
+    with pytest.raises(ValueError, match="alpha channel need an image processor that rescales"):
+        decode_image(half / 255, keep_floats=True)
+
+
 @pytest.mark.parametrize("size", [(1, 1), (3, 3), (1, 3), (3, 1), (4, 3), (1, 200)])
 def test_small_images_keep_their_channel_axis(bert, size):
     processor = VTFusionProcessor(image_processor(4, **RAW), bert)
@@ -548,6 +579,30 @@ def test_paths_and_urls_only_when_allowed(processor, tmp_path):
         processor(text="a", images="file:///etc/hostname", allow_urls=True)
 
 
+def test_urls_are_downloaded_up_to_a_limit(processor, monkeypatch):
+    content = png(color((1, 2, 3)))
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *args):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/a.png"
+        assert decode_image(url, allow_urls=True)[0, 0].tolist() == [1, 2, 3]
+        monkeypatch.setattr(images_vtfusion, "_URL_MAX_BYTES", len(content))
+        assert decode_image(url, allow_urls=True).shape == (3, 4, 3)
+        monkeypatch.setattr(images_vtfusion, "_URL_MAX_BYTES", len(content) - 1)
+        with pytest.raises(ValueError, match=r"row 0, field `images`: .*is larger than"):
+            processor(text="a", images=url, allow_urls=True)
+        server.shutdown()
+
+
 def test_numbers_of_rows_and_shapes_that_differ(bert, processor):
     red = color((255, 0, 0))
     for images in ([red], [red, red, red], red):
@@ -605,6 +660,14 @@ def test_what_does_not_work_says_so(processor, tmp_path):
         VTFusionProcessor(tokenizer=BertTokenizerLegacy(str(vocabulary)))(text="fox")
     with pytest.raises(ValueError, match="needs a tokenizer"):
         VTFusionProcessor(image_processor())
+    for setting, message in (
+        ({"image_scope": "last"}, "`image_scope` must be 'latest' or 'all', got 'last'"),
+        ({"window_length": 0}, "`window_length` must be positive, got 0"),
+        ({"window_stride": -1}, "`window_stride` must not be negative, got -1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            VTFusionProcessor(tokenizer=processor.tokenizer, **setting)
+    assert VTFusionProcessor(tokenizer=processor.tokenizer, window_length=1, window_stride=0).window_length == 1
 
 
 # ---------------------------------------------------- the way back --------------------------------------------------
@@ -676,6 +739,33 @@ def test_decoding_choices(processor):
         processor.predict_word_labels(outputs, batch, {0: "O"})
 
 
+def test_scores_of_a_text_are_the_mean_over_its_windows(processor):
+    batch = processor(text=["fox " * 20, "fox"], max_length=12, stride=2, return_tensors="pt")
+    assert batch.row_of_window == [0, 0, 0, 1]
+    logits = torch.tensor([[0.0, 2.0], [1.0, 0.0], [3.0, 0.0], [-1.0, 1.0]])
+    names = {"0": "no", "1": "yes"}  # keys as JSON has them
+    outputs = SimpleNamespace(logits=logits)
+
+    def scores(**kwargs):
+        rows = processor.post_process_sequence_classification(outputs, batch, names, **kwargs)
+        return [[(answer["label"], pytest.approx(answer["score"], abs=1e-6)) for answer in row] for row in rows]
+
+    softmax = logits.double().softmax(-1)
+    mean = softmax[:3].mean(0)
+    assert scores() == [
+        [("no", mean[0]), ("yes", mean[1])],
+        [("yes", softmax[3, 1]), ("no", softmax[3, 0])],
+    ]
+    assert scores(function_to_apply="none")[0] == [("no", 4 / 3), ("yes", 2 / 3)]
+    sigmoid = logits.double().sigmoid()
+    assert scores(function_to_apply="sigmoid")[1] == [("yes", sigmoid[3, 1]), ("no", sigmoid[3, 0])]
+    with pytest.raises(ValueError, match="`function_to_apply` must be one of softmax, sigmoid, none, got 'max'"):
+        scores(function_to_apply="max")
+    outputs.logits = logits[:3]
+    with pytest.raises(ValueError, match=r"`logits` of shape \(3, 2\), .* they must have \(4, 2\)"):
+        scores()
+
+
 def test_heat_map_by_hand():
     # a box of 2 × 2 pixels, one of half a pixel row, one half outside
     heat = paint(np.array([[0, 0, 2, 2], [2, 0, 4, 0.5], [3, 1, 5, 2]]), np.array([4.0, 1.0, 2.0]), 2, 4)
@@ -737,6 +827,33 @@ def test_grounding_by_hand(bert):
         processor.post_process_grounding(SimpleNamespace(logits=outputs.logits), batch)
     text_only = processor(text="fox", return_tensors="pt")
     assert processor.post_process_grounding(SimpleNamespace(), text_only) == [[]]
+
+
+def test_an_empty_slot_is_looked_at_by_nobody(bert):
+    processor = VTFusionProcessor(image_processor(), bert)
+    batch = processor(text=[["Paris"]], images=[[None, color(0, 4, 2)]], return_tensors="pt")
+    look = {(0, 0): [0.0] * 4 + [0.0, 1.0, 0, 0]}
+    outputs = looking_outputs(batch, [["B-LOC"]], look, num_images=2)
+    (grounding,) = processor.post_process_grounding(outputs, batch)[0]
+    assert grounding["image"] == 1
+    assert torch.allclose(grounding["heatmap"], torch.tensor([[0, 0, 0.5, 0.5], [0, 0, 0, 0]]))
+    (entity,) = processor.post_process_token_classification(outputs, batch, LABELS)[0]
+    assert entity["image_region"] == {"image": 1, "box": (2.0, 0.0, 4.0, 1.0), "score": 1.0}
+    with pytest.raises(ValueError, match="`spans` has 2 rows for 1 texts"):
+        processor.post_process_grounding(outputs, batch, spans=[[(0, 0)], []])
+
+
+def test_who_looks_nowhere_or_at_features_of_no_size_has_no_region(bert):
+    processor = VTFusionProcessor(image_processor(), bert)
+    batch = processor(text=[["Paris"]], images=[color(0, 4, 2)], return_tensors="pt")
+    (entity,) = processor.post_process_token_classification(looking_outputs(batch, [["B-LOC"]], {}), batch, LABELS)[0]
+    assert entity["image_region"] is None and entity["gate"] == pytest.approx(0.1)
+    features = processor(text=[["Paris"]], return_tensors="pt")
+    features["visual_embeds"], features["image_mask"] = torch.zeros(1, 1, 4, 2), torch.ones(1, 1)
+    look = {(0, 0): [1.0, 0, 0, 0]}
+    outputs = looking_outputs(features, [["B-LOC"]], look)
+    (entity,) = processor.post_process_token_classification(outputs, features, LABELS)[0]
+    assert entity["image_region"] is None and entity["gate"] == pytest.approx(0.1)
 
 
 def test_what_cropping_leaves(bert):

@@ -116,6 +116,26 @@ def test_bad_prompts_name_row_and_field(arguments: dict[str, Any], message: str)
         make_processor(window_length=64)(**arguments)
 
 
+def test_no_prompts_and_no_end_of_text_are_refused() -> None:
+    with pytest.raises(ValueError, match="field `text`: there are no texts"):
+        make_processor()(text=[])
+    processor = make_processor("bert")
+    assert processor.tokenizer.eos_token_id is None
+    with pytest.raises(ValueError, match="no end-of-text token"):
+        processor(text="the", response="fox")
+
+
+def test_prompts_come_as_arrays_too() -> None:
+    processor = make_processor()
+    arguments = {"text": ["<image>the quick", "fox"], "images": [PICTURE, None]}
+    tensors = processor(**arguments, return_tensors="pt")
+    arrays = processor(**arguments, return_tensors="np")
+    assert set(arrays) == set(tensors) and "pixel_values" in arrays
+    for name, value in arrays.items():
+        assert isinstance(value, np.ndarray)
+        np.testing.assert_array_equal(value, tensors[name].numpy())
+
+
 def test_a_response_needs_an_image_token() -> None:
     processor = VTFusionProcessor(None, TOKENIZERS["gpt-neox"]())
     with pytest.raises(ValueError, match="no `image_token`"):

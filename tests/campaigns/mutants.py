@@ -246,7 +246,7 @@ class Campaign:
         if code:
             raise SystemExit(f"The tests without mutants ended with {code}.")
         covering, self.seconds = json.loads(answer)
-        print(f"{len(self.seconds)} tests in {time.monotonic() - started:.0f} s", flush=True)
+        print(f"{len(self.seconds)} of {len(self.items)} tests pass, in {time.monotonic() - started:.0f} s", flush=True)
         for name in self.modules:
             self.results[name] = self._run_module(name, covering[name], folder)
         return True
@@ -352,6 +352,7 @@ def _fork(body: Callable[[Path], None]) -> tuple[int, str]:
         code = 2
         try:
             os.setsid()
+            os.chdir(scratch)  # a mutant may write anywhere
             signal.signal(signal.SIGALRM, signal.SIG_DFL)
             resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
             os.environ["PYTEST_DEBUG_TEMPROOT"] = tempfile.tempdir = scratch
