@@ -330,8 +330,11 @@ class Campaign:
             apply(module, source, mutant)
             for test, following in zip(chosen, [*chosen[1:], None], strict=True):
                 answer.write_text(test)
-                # the default action of the signal ends the process, whatever it is doing
-                signal.setitimer(signal.ITIMER_REAL, 10 * self.seconds[test] + 5)
+                # Of its own time on a core: a busy machine makes no endless loop. What sleeps without end waits longer.
+                # The default action of both signals ends the process, whatever it is doing.
+                limit = 10 * self.seconds[test] + 5
+                signal.setitimer(signal.ITIMER_PROF, limit)
+                signal.setitimer(signal.ITIMER_REAL, 20 * limit)
                 item = self.items[test]
                 next_item = None if following is None else self.items[following]
                 item.config.hook.pytest_runtest_protocol(item=item, nextitem=next_item)
@@ -340,7 +343,7 @@ class Campaign:
         code, last = _fork(body)
         if code == 0:
             return "survived", ""
-        return "timed out" if code == -signal.SIGALRM else "killed", last
+        return "timed out" if code in (-signal.SIGALRM, -signal.SIGPROF) else "killed", last
 
 
 def _fork(body: Callable[[Path], None]) -> tuple[int, str]:
@@ -354,6 +357,7 @@ def _fork(body: Callable[[Path], None]) -> tuple[int, str]:
             os.setsid()
             os.chdir(scratch)  # a mutant may write anywhere
             signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            signal.signal(signal.SIGPROF, signal.SIG_DFL)
             resource.setrlimit(resource.RLIMIT_AS, (_MEMORY, _MEMORY))
             os.environ["PYTEST_DEBUG_TEMPROOT"] = tempfile.tempdir = scratch
             nowhere = os.open(os.devnull, os.O_RDWR)
