@@ -1,5 +1,6 @@
 import io
 import json
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -259,6 +260,28 @@ def test_retrieval_is_a_search_with_a_threshold(texts, bank, retriever):
     assert nothing["image_ids"][:] == [[], []] and nothing["images"][:] == [None, None]
 
 
+def test_one_picture_each_unless_more_are_asked_for(texts, bank, retriever):
+    for paired in (pair_at_random(texts, bank), pair_by_retrieval(texts, retriever), pair_by_lexicon(texts, bank)):
+        assert max(len(ids) for part in paired.values() for ids in part["image_ids"]) == 1
+
+
+def test_both_ends_of_the_cosine_are_thresholds(texts, retriever):
+    lowest = pair_by_retrieval(texts, retriever, score_threshold=-1)["train"]["image_ids"][:]
+    highest = pair_by_retrieval(texts, retriever, score_threshold=1)["train"]["image_ids"][:]
+    assert all(lowest) and highest[:2] == [[], []]  # the third text is a picture's name
+
+
+def test_splits_keep_their_names(texts, bank, tmp_path):
+    read = DatasetDict()
+    for name, part in texts.items():
+        part.to_json(tmp_path / f"{name}.jsonl")
+        file = str(tmp_path / f"{name}.jsonl")
+        read[name] = Dataset.from_json(file, split=name, cache_dir=str(tmp_path))
+    save_paired_dataset(pair_by_lexicon(read, bank), tmp_path / "saved", embed_images=False)
+    for paired in (pair_by_lexicon(read, bank), load_from_disk(str(tmp_path / "saved"))):
+        assert {name: str(part.split) for name, part in paired.items()} == {"train": "train", "test": "test"}
+
+
 def test_random_pictures_depend_on_seed_split_and_row(texts, bank):
     many = DatasetDict({name: Dataset.from_dict({"tokens": [["a"]] * 300}) for name in ("train", "test")})
     first = pair_at_random(many, bank, max_images=2)
@@ -320,6 +343,50 @@ def test_manifest_by_id_and_in_csv(texts, bank, tmp_path):
     # one split needs no name
     by_row = pair_by_manifest(numbers, write(tmp_path / "r.jsonl", [{"row": 1, "image": "0.png"}]))
     assert by_row["train"]["image_ids"][:] == [[], ["0.png"]]
+
+
+@pytest.mark.parametrize("mark", ["", "\ufeff"])  # some editors put a mark before the first line
+@pytest.mark.parametrize("name", ["pairs.jsonl", "pairs.csv"])
+def test_manifest_in_unicode_with_gaps_and_without_pictures(texts, bank, tmp_path, name, mark):
+    (tmp_path / "0.png").rename(tmp_path / "Köln\n.png")
+    lines = {
+        "pairs.jsonl": [
+            '{"id": "a0", "image": null}',
+            "",
+            '{"id": "a2", "image": "Köln\\n.png"}',
+            '{"id": "a1", "image": ""}',
+            '{"id": "a2", "image": "1.png"}',
+        ],
+        "pairs.csv": ["id,image", "a0,", "", 'a2,"Köln\n.png"', "a1,", "a2,1.png"],
+    }
+    path = tmp_path / name
+    path.write_bytes((mark + "\n".join(lines[name]) + "\n").encode("utf-8"))
+    paired = pair_by_manifest(texts, path)
+    assert paired["train"]["image_ids"][:] == [[], [], ["Köln\n.png", "1.png"]]
+    path.write_bytes(("\n".join(lines[name]) + "\n").encode("latin-1"))
+    with pytest.raises(UnicodeDecodeError):
+        pair_by_manifest(texts, path)
+
+
+def test_pictures_of_many_texts_keep_the_order_of_their_lines(bank, tmp_path):
+    texts = DatasetDict({"train": Dataset.from_dict({"tokens": [["a"]] * 40})})
+    pairs = [(row, picture) for picture in (2, 0, 1) for row in np.random.default_rng(picture).permutation(40)]
+    path = write(tmp_path / "m.jsonl", [{"row": int(row), "image": f"{picture}.png"} for row, picture in pairs])
+    paired = pair_by_manifest(texts, path)["train"]
+    assert paired["image_ids"][:] == [["2.png", "0.png", "1.png"]] * 40
+
+
+def test_paths_of_a_manifest_that_cannot_be_are_named(texts, bank, tmp_path):
+    (tmp_path / "inside").mkdir()
+    path = write(tmp_path / "inside" / "m.jsonl", [{"id": "a0", "image": "../0.png"}])
+    outside = str(tmp_path / "0.png")
+    with pytest.raises(ValueError, match=r"m\.jsonl, line 1, field 'image': the image .*") as error:
+        pair_by_manifest(texts, path)
+    assert repr(outside) in str(error.value)
+    assert pair_by_manifest(texts, path, allow_outside_paths=True)["train"]["images"][0][0]["path"] == outside
+    write(path, [{"id": "a0", "image": "a\0b"}])
+    with pytest.raises(ValueError, match=r"m\.jsonl, line 1, field 'image': no file can have the path"):
+        pair_by_manifest(texts, path)
 
 
 @pytest.mark.parametrize(
@@ -431,6 +498,23 @@ def test_task_scripts_read_what_is_saved(texts, bank, tmp_path, embed_images):
     assert cast[0]["images"][1].size == (8, 6) and cast[1]["images"] is None
 
 
+def test_rows_of_a_stream_wait_beside_the_result(texts, bank, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))  # where the system's temporary files may be few
+    for _ in range(2):  # the folder may be there
+        save_paired_dataset(pair_by_lexicon(streams_of(texts), bank), tmp_path / "saved")
+    assert load_from_disk(str(tmp_path / "saved"))["train"]["image_ids"][:] == [["picture0"], [], ["picture1"]]
+
+
+def test_a_stream_that_breaks_off_is_named(bank, tmp_path):
+    def rows():
+        yield {"tokens": ["Madrid"]}
+        raise ValueError("a broken row")
+
+    stream = IterableDataset.from_generator(rows, features=Features({"tokens": List(Value("string"))}))
+    with pytest.raises(ValueError, match=r"^dev split cannot be read: a broken row"):
+        save_paired_dataset(pair_by_lexicon(IterableDatasetDict({"dev": stream}), bank), tmp_path / "saved")
+
+
 def test_a_blank_picture_has_no_path(texts, tmp_path):
     with pytest.raises(ValueError, match="has no file, so that there is no path to save: embed the images"):
         save_paired_dataset(pair_with_blank(texts), tmp_path, embed_images=False)
@@ -465,12 +549,15 @@ def test_what_is_wrong_is_named(texts, bank, retriever):
                 function(DatasetDict({"test": Dataset.from_dict({"tokens": [["a"]], name: [None]})}))
     with pytest.raises(ValueError, match="`max_images` must be at least 1, got 0"):
         pair_by_lexicon(texts, bank, max_images=0)
+    with pytest.raises(ValueError, match="`max_images` must be at least 1, got 0"):
+        pair_at_random(texts, bank, max_images=0)
     with pytest.raises(ValueError, match="`max_images` is 4, but the image bank has only 3 images"):
         pair_at_random(texts, bank, max_images=4)
     with pytest.raises(ValueError, match="`top_k` must be at least 1, got 0"):
         pair_by_retrieval(texts, retriever, top_k=0)
-    with pytest.raises(ValueError, match="`score_threshold` is a cosine, between -1 and 1; got 30"):
-        pair_by_retrieval(texts, retriever, score_threshold=30)
+    for wrong in (30, 1.5, -1.5):
+        with pytest.raises(ValueError, match=f"`score_threshold` is a cosine, between -1 and 1; got {wrong}"):
+            pair_by_retrieval(texts, retriever, score_threshold=wrong)
     with pytest.raises(ValueError, match=r"no names to look up, only captions. Pair by retrieval"):
         pair_by_lexicon(texts, ImageBank([BankImage("x", "x.jpg", captions=("a fox",))]))
 

@@ -246,7 +246,9 @@ class Campaign:
         if code:
             raise SystemExit(f"The tests without mutants ended with {code}.")
         covering, self.seconds = json.loads(answer)
-        print(f"{len(self.seconds)} of {len(self.items)} tests pass, in {time.monotonic() - started:.0f} s", flush=True)
+        print(
+            f"{len(self.seconds)} of {len(self.items)} tests pass, in {time.monotonic() - started:.0f} s", flush=True
+        )
         for name in self.modules:
             self.results[name] = self._run_module(name, covering[name], folder)
         return True
