@@ -354,8 +354,9 @@ def paint(boxes: np.ndarray, weights: np.ndarray, height: int, width: int) -> np
     """
     # How much of each pixel column and row each box covers: borders between pixels are shared fairly.
     low, high = boxes[:, :2], np.maximum(boxes[:, 2:], boxes[:, :2] + 1e-3)
-    columns = np.clip(np.minimum(high[:, :1], np.arange(width) + 1) - np.maximum(low[:, :1], np.arange(width)), 0, 1)
-    rows = np.clip(np.minimum(high[:, 1:], np.arange(height) + 1) - np.maximum(low[:, 1:], np.arange(height)), 0, 1)
+    columns = np.minimum(high[:, :1], np.arange(width) + 1) - np.maximum(low[:, :1], np.arange(width))
+    rows = np.minimum(high[:, 1:], np.arange(height) + 1) - np.maximum(low[:, 1:], np.arange(height))
+    columns, rows = columns.clip(min=0), rows.clip(min=0)  # apart: no overlap
     return (rows * (weights / (high - low).prod(1))[:, None]).T @ columns
 
 

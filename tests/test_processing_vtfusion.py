@@ -315,8 +315,14 @@ def test_truncation_of_the_caller_is_the_tokenizers(bert):
 
 def test_windows_that_cannot_be(bert):
     processor = VTFusionProcessor(tokenizer=bert)
-    with pytest.raises(ValueError, match="row 1, field `text`: the window is full"):
+    with pytest.raises(ValueError, match=r"row 1, field `text`: the window is full .* 1 more tokens are needed"):
         processor.encode_text(["", "fox"], max_length=2)
+    with pytest.raises(ValueError, match=r"row 0, field `text`: the window is full .* 3 more tokens are needed"):
+        processor.encode_text(["fox"], text_pair=["the fox"], max_length=3)
+    assert processor.encode_text(["the fox"], max_length=3)["row"] == [0, 0]
+    with pytest.raises(ValueError, match="`stride` = -1 must be less than the 6"):
+        processor.encode_text(["fox " * 20], max_length=8, stride=-1)
+    assert len(processor.encode_text(["fox " * 20], max_length=8, stride=5)["row"]) == 15
     with pytest.raises(ValueError, match="`stride` = 6 must be less than the 6"):
         processor.encode_text(["fox " * 20], max_length=8, stride=6)
     with pytest.raises(ValueError, match="window_length"):
@@ -341,6 +347,34 @@ def test_padding_side(bert, side):
     assert processor(text=["fox", "the fox"], padding="max_length", max_length=9, return_tensors="pt")[
         "input_ids"
     ].shape == (2, 9)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("padding", [False, "do_not_pad"])
+def test_rows_of_different_lengths_keep_their_words_without_padding(bert, side, padding):
+    processor = VTFusionProcessor(tokenizer=bert)
+    batch = processor(text=["fox", "the fox"], padding=padding, padding_side=side)
+    assert [len(ids) for ids in batch["input_ids"]] == [3, 4]
+    expected = [[-1, -1, 0, -1], [-1, 0, 1, -1]] if side == "left" else [[-1, 0, -1, -1], [-1, 0, 1, -1]]
+    assert batch.word_positions.tolist() == expected
+    spans = {-1: [-1, -1]}
+    for row, (words, ends) in enumerate(zip(expected, ([(0, 3)], [(0, 3), (4, 7)]), strict=True)):
+        spans |= {word: list(end) for word, end in enumerate(ends)}
+        assert batch.token_spans[row].tolist() == [spans[word] for word in words]
+
+
+def test_padding_to_the_limit(bert):
+    bert = copy.deepcopy(bert)
+
+    def shape(limit, **kwargs):
+        return processor(text=["fox"], padding="max_length", return_tensors="pt", **kwargs)["input_ids"].shape[1]
+
+    processor = VTFusionProcessor(tokenizer=bert, window_length=9)
+    assert [shape(9), shape(7, max_length=7), shape(2, max_length=12, pad_to_multiple_of=8)] == [9, 7, 16]
+    processor, bert.model_max_length = VTFusionProcessor(tokenizer=bert), 11
+    assert shape(11) == 11
+    bert.model_max_length = 10**30
+    assert shape(None) == 3
 
 
 def test_padding_needs_a_token(bert):
@@ -421,6 +455,35 @@ def test_windows_repeat_the_images(processor):
     assert batch.row_of_window == [0, 0, 0, 1] and batch["pixel_values"].shape[:2] == (4, 1)
     alone = processor.encode_images([red, blue])["pixel_values"]
     assert torch.equal(batch["pixel_values"], alone[[0, 0, 0, 1]])
+
+
+def test_images_without_a_text_take_the_arguments_of_the_image_processor(bert, tmp_path):
+    processor = VTFusionProcessor(image_processor(4), bert)
+    red = color((255, 51, 0))
+    red.save(tmp_path / "red.png")
+    for images in (red, [red], str(tmp_path / "red.png")):
+        arrays = processor(images=images, return_tensors="np", allow_paths=True, **RAW)["pixel_values"]
+        assert isinstance(arrays, np.ndarray) and arrays.shape == (1, 3, 4, 4)
+        assert arrays[0, :, 0, 0].tolist() == [255, 51, 0]
+    for allowed in ({}, {"allow_urls": True}):
+        with pytest.raises(ValueError, match="allow_paths"):
+            processor.encode_images([str(tmp_path / "red.png")], **allowed)
+    with pytest.raises(ValueError, match="cannot be opened"):
+        processor.encode_images(["http://127.0.0.1:9/a.png"], allow_urls=True)
+    with pytest.raises(ValueError, match="allow_urls"):
+        processor.encode_images(["http://127.0.0.1:9/a.png"], allow_paths=True)
+    nested = processor(images=[[red], None], return_tensors="pt", **RAW)
+    assert nested["pixel_values"][:, 0, :, 0, 0].tolist() == [[255, 51, 0], [0, 0, 0]]
+
+
+@pytest.mark.parametrize("name", ["np", "pt"])
+def test_a_text_with_its_image_as_arrays(bert, name):
+    processor = VTFusionProcessor(image_processor(4), bert)
+    batch = processor(text=["fox", "the"], images=[color((255, 51, 0)), None], return_tensors=name, **RAW)
+    kind = np.ndarray if name == "np" else torch.Tensor
+    assert all(isinstance(value, kind) for value in batch.values())
+    assert batch["pixel_values"][:, 0, :, 0, 0].tolist() == [[255, 51, 0], [0, 0, 0]]
+    assert batch["image_mask"].tolist() == [[1], [0]]
 
 
 def test_images_without_a_text(processor):
@@ -605,8 +668,8 @@ def test_urls_are_downloaded_up_to_a_limit(processor, monkeypatch):
 
 def test_numbers_of_rows_and_shapes_that_differ(bert, processor):
     red = color((255, 0, 0))
-    for images in ([red], [red, red, red], red):
-        with pytest.raises(ValueError, match=r"field `images`: .* for 2 texts"):
+    for images, found in (([red], "1 rows"), ([red, red, red], "3 rows"), (red, "one image")):
+        with pytest.raises(ValueError, match=f"field `images`: got {found} for 2 texts"):
             processor(text=["a", "b"], images=images)
     ragged = VTFusionProcessor(image_processor(do_resize=False), bert)
     with pytest.raises(ValueError, match=r"field `images`: .*one size"):
@@ -629,8 +692,8 @@ def test_numbers_of_rows_and_shapes_that_differ(bert, processor):
     ("text", "labels", "message"),
     [
         ([["fox"], []], None, "row 1, field `text`: there are no words"),
-        ([["fox"], ["a", 3]], None, "row 1, field `text`: expected words that are strings, got 3"),
-        (["fox", None], None, "row 1, field `text`: expected a string or a list of words"),
+        ([["fox"], ["a", 3]], None, "row 1, field `text`: expected words that are strings, got 3 (<class 'int'>)"),
+        (["fox", None], None, "row 1, field `text`: expected a string or a list of words, got <class 'NoneType'>"),
         (["fox", "\ud800"], None, "row 1, field `text`: the text is not valid Unicode"),
         ([], None, "field `text`: there are no texts"),
         ([["fox"], ["a", "b"]], [[1], [1, 2, 3]], "row 1, field `word_labels`: there are 3 labels for 2 words"),
@@ -650,13 +713,15 @@ def test_bad_texts_and_labels(processor, text, labels, message):
 
 
 def test_what_does_not_work_says_so(processor, tmp_path):
-    with pytest.raises(ValueError, match="return_offsets_mapping"):
-        processor(text="a", return_offsets_mapping=True)
+    for place in ("text_kwargs", None):
+        flag = {"return_offsets_mapping": True}
+        with pytest.raises(ValueError, match="return_offsets_mapping"):
+            processor(text="a", **(flag if place is None else {place: flag}))
     with pytest.raises(ValueError, match="field `text_pair`: there are 1 rows for 2"):
         processor(text=["a", "b"], text_pair=["c"])
     vocabulary = tmp_path / "vocab.txt"
     vocabulary.write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\nfox\n")
-    with pytest.raises(ValueError, match="needs a fast tokenizer"):
+    with pytest.raises(ValueError, match=r"needs a fast tokenizer .*, BertTokenizerLegacy is a slow one"):
         VTFusionProcessor(tokenizer=BertTokenizerLegacy(str(vocabulary)))(text="fox")
     with pytest.raises(ValueError, match="needs a tokenizer"):
         VTFusionProcessor(image_processor())
@@ -704,6 +769,39 @@ def test_entities_by_the_rules_of_conlleval():
     assert entities_of(["I-PER", "I-PER", "I-LOC", "O", "I-LOC"]) == [("PER", 0, 1), ("LOC", 2, 2), ("LOC", 4, 4)]
     assert entities_of(["B-PER", "I-LOC", "B-LOC", "I-LOC"]) == [("PER", 0, 0), ("LOC", 1, 1), ("LOC", 2, 3)]
     assert entities_of(["O", "O"]) == []
+
+
+def test_labels_without_a_prefix_go_on_as_their_own_kind():
+    processor = VTFusionProcessor(tokenizer=TOKENIZERS["bert"]())
+    names = {0: "O", 1: "PER", 2: "X-LOC"}
+    batch = processor(text=[["fox"] * 6], return_tensors="pt")
+    logits = torch.full((1, 8, 3), -9.0)
+    for token, label in enumerate([1, 1, 2, 2, 0, 2], 1):
+        logits[0, token, label] = 9.0
+    found = processor.post_process_token_classification(SimpleNamespace(logits=logits), batch, names)[0]
+    assert [(e["entity_group"], *e["words"]) for e in found] == [("PER", 0, 1), ("X-LOC", 2, 3), ("X-LOC", 5, 5)]
+
+
+def test_words_with_their_labels_by_hand(bert):
+    processor = VTFusionProcessor(image_processor(), bert)
+    batch = processor(text=[["John", "", "fox"], ["Paris"]], images=[color(0), None], return_tensors="pt")
+    length = batch.word_positions.shape[1]
+    gate = torch.arange(length).float().expand(2, length) / 10
+    outputs = oracle(batch, [["B-PER", "O", "O"], ["I-LOC"]], fusion_gate=gate)
+    sure = float(torch.tensor([5.0, 0, 0, 0, 0]).softmax(0)[0])
+    john, empty, fox = processor.post_process_words(outputs, batch, LABELS)[0]
+    place = {"word": "John", "index": 0, "start": 0, "end": 4}
+    assert john == place | {"entity": "B-PER", "score": pytest.approx(sure), "gate": pytest.approx(0.1)}
+    place = {"word": "", "index": 1, "start": 5, "end": 5}
+    assert empty == place | {"entity": "O", "score": 0.0, "gate": 0.0}
+    place = {"word": "fox", "index": 2, "start": 6, "end": 9}
+    assert fox == place | {"entity": "O", "score": pytest.approx(sure), "gate": pytest.approx(0.2)}
+    (paris,) = processor.post_process_words(outputs, batch, LABELS)[1]
+    assert (paris["entity"], paris["gate"]) == ("I-LOC", 0.0)
+    (paris,) = processor.post_process_words(outputs, batch, LABELS, "viterbi")[1]
+    assert paris["entity"] == "O"
+    silent = processor.post_process_words(oracle(batch, [["O"] * 3, ["O"]]), batch, LABELS)
+    assert [word["gate"] for row in silent for word in row] == [None] * 4
 
 
 def test_viterbi_finds_what_enumeration_finds():
@@ -761,9 +859,22 @@ def test_scores_of_a_text_are_the_mean_over_its_windows(processor):
     assert scores(function_to_apply="sigmoid")[1] == [("yes", sigmoid[3, 1]), ("no", sigmoid[3, 0])]
     with pytest.raises(ValueError, match="`function_to_apply` must be one of softmax, sigmoid, none, got 'max'"):
         scores(function_to_apply="max")
+    assert [answer["gate"] for answer in processor.post_process_sequence_classification(outputs, batch, names)[1]] == [
+        None,
+        None,
+    ]
     outputs.logits = logits[:3]
     with pytest.raises(ValueError, match=r"`logits` of shape \(3, 2\), .* they must have \(4, 2\)"):
         scores()
+
+
+def test_gate_of_a_text_is_the_mean_over_its_words(bert):
+    processor = VTFusionProcessor(image_processor(), bert)
+    batch = processor(text=["the fox the", "", "fox"], images=[color(0), color(0), None], return_tensors="pt")
+    gate = torch.tensor([0.0, 1, 2, 6, 9]).expand(3, 5)
+    outputs = SimpleNamespace(logits=torch.zeros(3, 2), fusion_gate=gate)
+    answers = processor.post_process_sequence_classification(outputs, batch, {0: "no", 1: "yes"})
+    assert [[answer["gate"] for answer in row] for row in answers] == [[3.0] * 2, [0.0] * 2, [0.0] * 2]
 
 
 def test_heat_map_by_hand():
@@ -808,6 +919,39 @@ def test_entities_say_where_they_looked(bert):
     assert place["gate"] == 0.0 and place["image_region"] is None
 
 
+@pytest.mark.parametrize(
+    ("weights", "region", "score"),
+    [
+        ([0.5, 0.24, 0.01, 0.25], (0, 3), 0.75),  # half as much is enough, less is not; corners adjoin
+        ([0.1, 0.6, 0.0, 0.3], (1, 3), 0.9),
+        ([0.2, 0.2, 0.2, 0.4], (0, 3), 1.0),
+        ([0.0, 0.7, 0.2, 0.1], (1, 1), 0.7),
+    ],
+)
+def test_a_region_grows_over_what_adjoins_it_at_half_the_weight(bert, weights, region, score):
+    processor = VTFusionProcessor(image_processor(), bert)
+    batch = processor(text=[["Paris"]], images=[color(0, 40, 20)], return_tensors="pt")
+    outputs = looking_outputs(batch, [["B-LOC"]], {(0, 0): weights})
+    (entity,) = processor.post_process_token_classification(outputs, batch, LABELS)[0]
+    cells = GRID * torch.tensor([40, 20, 40, 20])
+    low, high = cells[list(region), :2].amin(0), cells[list(region), 2:].amax(0)
+    assert entity["image_region"]["box"] == pytest.approx((*low.tolist(), *high.tolist()))
+    assert entity["image_region"]["score"] == pytest.approx(score)
+
+
+def test_a_region_does_not_jump_over_gaps(bert):
+    processor = VTFusionProcessor(image_processor(), bert)
+    batch = processor(text=[["Paris"]], images=[color(0, 10, 10)], return_tensors="pt")
+    outputs = looking_outputs(batch, [["B-LOC"]], {(0, 0): [0.3, 0.2, 0.3, 0.2]})
+    # the first and the third are as strong, but lie apart; the fourth adjoins the first through the second
+    outputs.visual_boxes = torch.tensor(
+        [[[0.0, 0, 0.2, 0.5], [0.2, 0, 0.4, 0.5], [0.75, 0, 1, 0.5], [0.4, 0.5, 0.5, 0.7]]]
+    )
+    (entity,) = processor.post_process_token_classification(outputs, batch, LABELS)[0]
+    assert entity["image_region"]["box"] == pytest.approx((0, 0, 5, 7))
+    assert entity["image_region"]["score"] == pytest.approx(0.7)
+
+
 def test_grounding_by_hand(bert):
     processor = VTFusionProcessor(image_processor(), bert)
     batch = processor(text=[["John", "Smith", ""], ["fox"]], images=[color(0, 4, 2), None], return_tensors="pt")
@@ -821,8 +965,9 @@ def test_grounding_by_hand(bert):
     assert torch.allclose(both["heatmap"], torch.tensor([[0.2, 0.2, 0.15, 0.15], [0, 0, 0.15, 0.15]]))
     (small,) = processor.post_process_grounding(outputs, batch, spans=[[(0, 0)], []], size=(2, 2))[0]
     assert torch.allclose(small["heatmap"], torch.tensor([[0.8, 0.2], [0, 0]]))
-    with pytest.raises(ValueError, match="row 0, field `spans`"):
-        processor.post_process_grounding(outputs, batch, spans=[[(2, 3)], []])
+    for wrong in ((2, 3), (-1, 0), (1, 0)):
+        with pytest.raises(ValueError, match=rf"row 0, field `spans`: \({wrong[0]}, {wrong[1]}\) is not in 0…2"):
+            processor.post_process_grounding(outputs, batch, spans=[[wrong], []])
     with pytest.raises(ValueError, match="`output_fusion_attentions=True`"):
         processor.post_process_grounding(SimpleNamespace(logits=outputs.logits), batch)
     text_only = processor(text="fox", return_tensors="pt")
@@ -941,6 +1086,17 @@ def test_save_and_load(bert, tmp_path):
     red = color((255, 0, 0))
     ours, theirs = (p(text="fox", images=red, return_tensors="pt") for p in (processor, loaded))
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_an_image_processor_in_a_file_of_its_own_is_loaded(bert, tmp_path):
+    """As older versions of transformers saved it."""
+    VTFusionProcessor(image_processor(6), bert, window_length=9).save_pretrained(tmp_path)
+    file = tmp_path / "processor_config.json"
+    saved = json.loads(file.read_text())
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(saved.pop("image_processor")))
+    file.write_text(json.dumps(saved))
+    loaded = VTFusionProcessor.from_pretrained(tmp_path)
+    assert loaded.image_processor.size["height"] == 6 and loaded.window_length == 9
 
 
 def test_save_and_load_without_an_image_processor(bert, tmp_path):

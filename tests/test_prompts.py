@@ -105,7 +105,10 @@ def test_an_image_at_the_end_is_seen_where_the_answer_is_read_in_training_as_in_
     [
         ({"text": ["a", "<image><image>b"], "images": [None, PICTURE]}, r"row 1, field `text`: there are 2 times"),
         ({"text": [["a", "b"]]}, r"row 0, field `text`: expected a string"),
-        ({"text": "a", "word_labels": [[1]]}, r"'word_labels'\] cannot be used with `image_token`"),
+        ({"text": "a", "word_labels": [[1]]}, r"\['word_labels'\] cannot be used with `image_token`"),
+        ({"text": "a", "text_pair": "b"}, r"\['text_pair'\] cannot be used with `image_token`"),
+        ({"text": "a", "pair_first": True}, r"\['pair_first'\] cannot be used with `image_token`"),
+        ({"text": ["a"], "is_split_into_words": True}, r"\['is_split_into_words'\] cannot be used with"),
         ({"text": ["a", "b"], "response": ["c"]}, r"`response`: there are 1 rows for 2"),
         ({"text": ""}, r"row 0, field `text`: there are no tokens"),
         ({"text": "the " * 80}, r"row 0, field `text`: \d+ tokens are more than the 64"),
@@ -123,6 +126,51 @@ def test_no_prompts_and_no_end_of_text_are_refused() -> None:
     assert processor.tokenizer.eos_token_id is None
     with pytest.raises(ValueError, match="no end-of-text token"):
         processor(text="the", response="fox")
+
+
+def test_prompts_are_cut_where_that_is_asked_for() -> None:
+    processor = make_processor(window_length=8)
+    batch = processor(text="the " * 20, truncation=True, max_length=5)
+    assert [len(ids) for ids in batch["input_ids"]] == [5]
+    assert processor.encode_prompts(["the " * 20], [0], truncation=True, max_length=9)["attention_mask"] == [[1] * 9]
+    with pytest.raises(ValueError, match=r"more than the 8 that the model reads"):
+        processor(text="the " * 20)
+    assert len(processor.encode_prompts(["the"] * 2, [0, 0])["input_ids"]) == 2
+    with pytest.raises(ValueError):
+        processor.encode_prompts(["the", "fox"], [0])
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_prompts_are_padded_as_asked_for_and_what_they_see_with_them(side: str) -> None:
+    processor = make_processor(window_length=12)
+    arguments = {"text": ["<image>the fox", "<image> <image>fox"], "images": [PICTURE, [PICTURE, PICTURE]]}
+    bare = processor(**arguments, padding=False)
+    lengths = [len(ids) for ids in bare["input_ids"]]
+    for options, length in (
+        ({}, max(lengths)),
+        ({"padding": "max_length"}, 12),
+        ({"padding": "max_length", "max_length": 9}, 9),
+        ({"pad_to_multiple_of": 16}, 16),
+    ):
+        batch = processor(**arguments, padding_side=side, return_tensors="pt", **options)
+        assert batch["input_ids"].shape == (2, length) and batch["cross_attention_mask"].shape == (2, length, 2)
+        for row, count in enumerate(lengths):
+            real = slice(length - count, length) if side == "left" else slice(0, count)
+            assert batch["attention_mask"][row].nonzero().flatten().tolist() == list(range(length))[real]
+            assert batch["input_ids"][row, real].tolist() == bare["input_ids"][row]
+            assert batch["cross_attention_mask"][row, real].tolist() == bare["cross_attention_mask"][row]
+            assert batch["cross_attention_mask"][row].sum() == np.sum(bare["cross_attention_mask"][row])
+
+
+def test_images_of_prompts_take_the_arguments_of_the_image_processor(tmp_path: Path) -> None:
+    PICTURE.save(tmp_path / "red.png")
+    path = str(tmp_path / "red.png")
+    raw = {"do_rescale": False, "do_normalize": False}
+    batch = make_processor()(text=["a", "<image>b"], images=[None, path], allow_paths=True, return_tensors="pt", **raw)
+    assert batch["pixel_values"][1, 0, :, 0, 0].tolist() == [255, 0, 0] and not batch["pixel_values"][0].any()
+    assert batch.row_of_window == [0, 1] and [row.text for row in batch.rows] == ["a", "<image>b"]
+    with pytest.raises(ValueError, match=r"row 1, field `images`: .*allow_paths"):
+        make_processor()(text=["a", "<image>b"], images=[None, path])
 
 
 def test_prompts_come_as_arrays_too() -> None:

@@ -356,6 +356,20 @@ def test_no_answer_by_hand(bert):
     assert [text for text, _ in ask(allow_no_answer=True, null_threshold=3.5)] == ["paris", "", "new york"]
 
 
+def test_no_answer_stands_behind_all_answers_that_are_as_good(bert):
+    processor = VTFusionProcessor(tokenizer=bert)
+    # [CLS] a [SEP] fox paris york [SEP]
+    batch = processor(text=["fox paris york"], text_pair=["a"], pair_first=True, return_tensors="pt")
+    start = torch.tensor([[3.0, 0, 0, 5, 4, 3, 0]])
+    outputs = SimpleNamespace(start_logits=start, end_logits=torch.zeros(1, 7))
+    (answers,) = processor.post_process_question_answering(outputs, batch, max_answer_length=1, allow_no_answer=True)
+    assert [answer["answer"] for answer in answers] == ["fox", "paris", "york", ""]
+    start[0, 0] = 3.5
+    (answers,) = processor.post_process_question_answering(outputs, batch, max_answer_length=1, allow_no_answer=True)
+    assert [answer["answer"] for answer in answers] == ["fox", "paris", "", "york"]
+    assert answers[2]["start"] == answers[2]["end"] == 0 and answers[2]["gate"] is None
+
+
 def test_settings_that_cannot_be(bert):
     processor = VTFusionProcessor(tokenizer=bert)
     batch = processor(text=["the fox"], text_pair=["a"], pair_first=True, return_tensors="pt")
