@@ -309,13 +309,16 @@ class Campaign:
                 print(
                     f"{name}: {done}/{len(mutants)} in {time.monotonic() - started:.0f} s: {dict(counts)}", flush=True
                 )
+                self._write(folder / name, total, mutants[:done])  # now: what takes hours may be stopped
+        return mutants
+
+    def _write(self, path: Path, total: int, mutants: list[Mutant]) -> None:
         survivors = [asdict(m) for m in mutants if m.status in ("survived", "no test")]
         survivors.sort(key=lambda m: m["line"])
         kept = {"mutants": total, "run": len(mutants), "survivors": survivors}
-        report.write_text(json.dumps(kept, indent=1), encoding="utf-8")
+        path.with_name(f"{path.name}.json").write_text(json.dumps(kept, indent=1), encoding="utf-8")
         text = [f"{m['function']}, line {m['line']} ({m['status']})\n{m['diff']}\n" for m in survivors]
-        (folder / f"{name}.txt").write_text("\n".join(text), encoding="utf-8")
-        return mutants
+        path.with_name(f"{path.name}.txt").write_text("\n".join(text), encoding="utf-8")
 
     def _run_mutant(self, module: types.ModuleType, source: str, mutant: Mutant, order: list[str]) -> tuple[str, str]:
         """What became of the mutant, and the test that was running at the end."""
