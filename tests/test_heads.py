@@ -13,6 +13,7 @@ from heads import HEADS, make_head
 from tiny import HIDDEN, IMAGE, randomize_fusion, tiny_config, tiny_inputs
 from tokenizers_for_tests import bert
 from vtfusion import VTFusionForSequenceClassification, VTFusionPreTrainedModel, VTFusionProcessor
+from vtfusion.modeling_vtfusion import check_label_range, check_not_padding, check_score_range
 
 POOLING = ["mean", "first", "last"]
 POOLED = [(head, how) for head in ("sequence", "vqa") for how in POOLING]
@@ -435,6 +436,55 @@ def test_an_answer_in_the_padding_raises(start, end, message):
         make_head("qa")(
             **tiny_inputs("precomputed"), start_positions=torch.tensor(start), end_positions=torch.tensor(end)
         )
+
+
+def test_a_loss_of_answers_without_a_mask_is_that_of_a_mask_of_ones():
+    model, inputs = make_head("qa", vision_loss_weight=0.3), tiny_inputs("precomputed")
+    places = {"start_positions": torch.tensor([-100, 2]), "end_positions": torch.tensor([-100, 4])}
+    inputs["attention_mask"] = torch.ones_like(inputs["attention_mask"])
+    masked = run(model, **inputs, **places)
+    del inputs["attention_mask"]
+    bare = run(model, **inputs, **places)
+    for name in ("loss", "fusion_loss", "text_loss", "vision_loss", "start_logits"):
+        torch.testing.assert_close(bare[name], masked[name])
+        assert bare[name].abs().sum() > 0
+
+
+@pytest.mark.parametrize("head", [head for head in HEADS if head != "retrieval"])
+def test_a_loss_of_weight_zero_is_not_computed(head):
+    everything = {"text_loss_weight": 0.3, "vision_loss_weight": 0.3}
+    with_all = run(make_head(head, **everything), **tiny_inputs("precomputed"), **HEADS[head].labels(2))
+    has_vision_loss = head not in ("mlm", "pretraining")
+    assert with_all.text_loss > 0 and (not has_vision_loss or with_all.vision_loss > 0)
+    for name in everything:
+        model = make_head(head, **everything | {name: 0.0})
+        outputs = run(model, **tiny_inputs("precomputed"), **HEADS[head].labels(2))
+        left_out = name.removesuffix("_weight")
+        assert left_out not in outputs and outputs.loss > 0
+        if name == "text_loss_weight":
+            assert has_vision_loss == ("vision_loss" in outputs)
+            torch.testing.assert_close(outputs.fusion_loss, with_all.fusion_loss)
+
+
+def test_labels_on_an_accelerator_are_not_waited_for():
+    """A tensor without values stands for one whose values would have to be waited for."""
+    far = torch.full((2, 3), 99, device="meta")
+    check_label_range(far, 3)
+    check_score_range(far.float())
+    check_not_padding(far[:, 0], far, "start_positions")
+    for check in (lambda x: check_label_range(x, 3), check_score_range):
+        with pytest.raises(ValueError, match="Row 0, field `labels`: 99 at position 0 is outside its range"):
+            check(torch.full((2, 3), 99))
+
+
+@pytest.mark.parametrize("label", [0.0, 0.5, 1.0, -100.0])
+def test_scores_from_zero_to_one_are_labels(label):
+    check_score_range(torch.full((2, 3), label))
+    for wrong in (label + 2, -0.1, 1.1, -99.0, float("nan")):
+        labels = torch.full((2, 3), label)
+        labels[1, 2] = wrong
+        with pytest.raises(ValueError, match=r"Row 1, field `labels`: .* at position 2 .*\(0 to 1, or -100"):
+            check_score_range(labels)
 
 
 @pytest.mark.parametrize("head", ["token", "mlm", "pretraining"])

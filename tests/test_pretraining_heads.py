@@ -57,6 +57,19 @@ def test_words_of_masked_places_alone_give_the_loss_and_gradient_of_all():
     torch.testing.assert_close(*results, rtol=1e-5, atol=1e-7)
 
 
+def test_scores_of_all_words_give_the_loss_of_those_that_are_wanted(monkeypatch):
+    """As under a compiler, which cannot know where they are wanted."""
+    model = make_head("pretraining")
+    few = run(model, **tiny_inputs("precomputed"), labels=LABELS)
+    words = []
+    model.lm_head.decoder.register_forward_hook(lambda module, given, result: words.append(result.numel() / VOCAB))
+    monkeypatch.setattr(modeling_vtfusion.torch.compiler, "is_compiling", lambda: True)
+    every = run(model, **tiny_inputs("precomputed"), labels=LABELS)
+    assert words == [14, 14]
+    for name in ("loss", "fusion_loss", "text_loss"):
+        torch.testing.assert_close(every[name], few[name])
+
+
 @pytest.mark.parametrize("head", ["mlm", "pretraining"])
 def test_no_masked_word_is_zero_loss(head):
     model = make_head(head, contrastive_loss_weight=0.0, matching_loss_weight=0.0)

@@ -304,7 +304,7 @@ class Campaign:
             order = sorted(tests, key=lambda test: (-kills[mutant.function, test], self.seconds[test], test))
             mutant.status, killer = self._run_mutant(module, source, mutant, order)
             kills[mutant.function, killer] += 1
-            if done % 50 == 0 or done == len(mutants):
+            if done == len(mutants) or (done % 50 == 0 and not self.options.survivors):
                 counts = Counter(m.status for m in mutants[:done])
                 print(
                     f"{name}: {done}/{len(mutants)} in {time.monotonic() - started:.0f} s: {dict(counts)}", flush=True
