@@ -613,9 +613,8 @@ class VTFusionProcessor(ProcessorMixin):
         for window, spans in enumerate(spans_of_windows):
             start = longest - len(spans) if side == "left" else 0
             token_spans[window, start : start + len(spans)] = spans
-        images_data = {name: value.numpy() if return_tensors == "np" else value for name, value in pictures.items()}
         return VTFusionBatch(
-            {**data, **images_data},
+            {**data, **pictures},
             tensor_type=return_tensors,
             rows=rows,
             row_of_window=row_of_window,
@@ -704,9 +703,7 @@ class VTFusionProcessor(ProcessorMixin):
             cleaned.append(clean)
             places.append((stands or [0] * count) if count else [])
         whole = [first + second for first, second in zip(cleaned, response or [""] * len(cleaned), strict=True)]
-        encoded = self.tokenizer(
-            whole, return_offsets_mapping=True, return_attention_mask=True, verbose=False, **tokenizer_kwargs
-        )
+        encoded = self.tokenizer(whole, return_offsets_mapping=True, verbose=False, **tokenizer_kwargs)
         result: dict[str, list[Any]] = {"input_ids": [], "attention_mask": [], "visible_images": []}
         if response is not None:
             result["labels"] = []
@@ -793,8 +790,6 @@ class VTFusionProcessor(ProcessorMixin):
         if return_tensors:
             data = {name: _as_array(value) for name, value in data.items()}
         pictures = self._pixels(self._decode(rows, **allow, **images_kwargs), **images_kwargs)
-        if return_tensors == "np":
-            pictures = {name: value.numpy() for name, value in pictures.items()}
         clean = [TextRow(prompt, [], []) for prompt in texts]
         return VTFusionBatch({**data, **pictures}, return_tensors, rows=clean, row_of_window=list(range(len(texts))))
 

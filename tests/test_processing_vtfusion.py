@@ -301,6 +301,9 @@ def test_where_the_limit_comes_from(bert):
     assert longest(VTFusionProcessor(tokenizer=bert, window_length=12)) == 12
     assert longest(VTFusionProcessor(tokenizer=bert, window_length=12), max_length=15) == 15
     assert longest(VTFusionProcessor(tokenizer=bert, window_length=12), text_kwargs={"max_length": 16}) == 16
+    bert.init_kwargs["max_length"] = 14  # as some tokenizers are saved
+    assert longest(VTFusionProcessor(tokenizer=bert)) == 14
+    assert longest(VTFusionProcessor(tokenizer=bert, window_length=12)) == 12
 
 
 def test_truncation_of_the_caller_is_the_tokenizers(bert):

@@ -81,6 +81,14 @@ def test_images_without_a_token_stand_before_the_text() -> None:
     assert batch["cross_attention_mask"].all() and batch["pixel_values"].shape[:2] == (1, 2)
 
 
+@pytest.mark.parametrize("scope", ["latest", "all"])
+def test_a_token_sees_the_latest_image_or_all_before_it(scope: str) -> None:
+    processor = make_processor(image_scope=scope)
+    batch = processor(text="<image>the <image>fox", images=[PICTURE, PICTURE], return_tensors="pt")
+    by_token = [mask for text, mask in seen(processor, batch) if text.strip() in ("the", "fox")]
+    assert by_token == [[1, 0], [0, 1] if scope == "latest" else [1, 1]]
+
+
 def test_a_response_is_learned_and_its_prompt_is_not() -> None:
     processor = make_processor()
     batch = processor(text=["<image>the quick", "the"], images=[PICTURE, None], response=[" fox", " lazy dog"])
@@ -133,6 +141,8 @@ def test_prompts_are_cut_where_that_is_asked_for() -> None:
     batch = processor(text="the " * 20, truncation=True, max_length=5)
     assert [len(ids) for ids in batch["input_ids"]] == [5]
     assert processor.encode_prompts(["the " * 20], [0], truncation=True, max_length=9)["attention_mask"] == [[1] * 9]
+    longer = processor(text="the " * 20, truncation=True, max_length=10)  # who cuts says where
+    assert [len(ids) for ids in longer["input_ids"]] == [10]
     with pytest.raises(ValueError, match=r"more than the 8 that the model reads"):
         processor(text="the " * 20)
     assert len(processor.encode_prompts(["the"] * 2, [0, 0])["input_ids"]) == 2
