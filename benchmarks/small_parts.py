@@ -16,7 +16,9 @@ from transformers import HfArgumentParser
 @dataclass
 class PartsArguments:
     train_file: str = field(metadata={"help": "JSON lines with `question` and `answer`."})
-    output_dir: str = field(default="outputs/easy-vqa/parts", metadata={"help": "Where `text`, `encoder` and `vision` go."})
+    output_dir: str = field(
+        default="outputs/easy-vqa/parts", metadata={"help": "Where `text`, `encoder` and `vision` go."}
+    )
     seed: int = field(default=0, metadata={"help": "Of the weights."})
 
 

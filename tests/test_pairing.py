@@ -364,7 +364,7 @@ def test_manifest_in_unicode_with_gaps_and_without_pictures(texts, bank, tmp_pat
     paired = pair_by_manifest(texts, path)
     assert paired["train"]["image_ids"][:] == [[], [], ["Köln\n.png", "1.png"]]
     path.write_bytes(("\n".join(lines[name]) + "\n").encode("latin-1"))
-    with pytest.raises(UnicodeDecodeError):
+    with pytest.raises(ValueError, match=f"{name}, line [34]: not UTF-8 text"):
         pair_by_manifest(texts, path)
 
 

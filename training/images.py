@@ -337,7 +337,7 @@ class FeatureCache:
             return bad
         device = next(self.model.vision_model.parameters()).device
 
-        def loaded(keys: list[str]) -> dict[str, Any]:
+        def loaded(keys: Sequence[str]) -> dict[str, Any]:
             images = {}
             for key in keys:
                 try:
