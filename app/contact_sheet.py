@@ -119,7 +119,7 @@ def _read_row(dataset: DatasetDict, split: str, row: int) -> SheetRow:
         try:
             picture.image = thumbnail(decode_image(image, allow_paths=True))
         except ValueError as error:
-            picture.problem = str(error).removeprefix(f"{image}: ")  # the page tells no paths
+            picture.problem = str(error).removeprefix(f"{image['path']}: ")  # the page tells no paths
         pictures.append(picture)
     spans = values.get("image_spans") or []
     return SheetRow(
