@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from torch.utils.data import Sampler, SequentialSampler
@@ -53,7 +54,9 @@ class _OrderCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         seed = args.seed if args.data_seed is None else args.data_seed
-        self.order.manual_seed(seed * 1_000_003 + int(state.epoch or 0))
+        # mixed, since small numbers in a row give a Mersenne Twister beginnings that are alike
+        mixed = np.random.SeedSequence([seed, int(state.epoch or 0)]).generate_state(1, np.uint64)
+        self.order.manual_seed(int(mixed[0]))
 
 
 class VTFusionTrainer(Trainer):
