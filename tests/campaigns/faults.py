@@ -102,6 +102,16 @@ class Run:
         return self.log.read_text(errors="replace")
 
 
+def own_lock_of_bars() -> None:
+    """
+    Gives the progress bars of this process a lock of its own. The default one is shared with all forks, and a run that
+    is killed while it holds it would stop the campaign; and in a fork it may be held by a thread that is not there.
+    """
+    from tqdm import tqdm
+
+    tqdm.set_lock(threading.RLock())
+
+
 def start(call: Callable[[], Any], log: Path) -> Run:
     """A fork of this process, in which nothing has run yet that forks badly."""
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -116,11 +126,8 @@ def start(call: Callable[[], Any], log: Path) -> Run:
         os.dup2(descriptor, 1)
         os.dup2(descriptor, 2)
         import torch
-        from tqdm import tqdm
 
-        # The default lock is one for all forks: a run that is killed while it holds it would stop the campaign. One of
-        # threads may be held by a thread that is not in the fork.
-        tqdm.set_lock(threading.RLock())
+        own_lock_of_bars()
         torch.set_num_threads(1)
         call()
         code = 0
@@ -735,6 +742,7 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
 
 
 def main(args: FaultArguments) -> int:
+    own_lock_of_bars()  # before the first bar: classes of bars keep the lock that they found
     # All that is imported here is not imported again by each run; nothing is computed, so that no thread is started.
     import torch
 
