@@ -750,7 +750,8 @@ def test_export(vision):
     ],
 )
 def test_split_prefix_tokens(num_tokens, image_size, config, explicit, expected):
-    assert split_prefix_tokens(num_tokens, image_size, config, explicit) == expected
+    found = split_prefix_tokens(num_tokens, image_size, config, explicit)
+    assert found == expected and all(type(number) is int for number in found)
 
 
 @pytest.mark.parametrize(
