@@ -54,7 +54,7 @@ class _OrderCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         seed = args.seed if args.data_seed is None else args.data_seed
-        # mixed, since small numbers in a row give a Mersenne Twister beginnings that are alike
+        # one number of both, so that the second epoch of one seed is not the first of the next
         mixed = np.random.SeedSequence([seed, int(state.epoch or 0)]).generate_state(1, np.uint64)
         self.order.manual_seed(int(mixed[0]))
 
