@@ -1,5 +1,6 @@
 """`pipeline(...)` for texts with pictures: entities, classes, answers."""
 
+import hashlib
 import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
@@ -132,8 +133,10 @@ class VTFusionPipeline(Pipeline):
                 logger.warning("Examples that come one by one are prepared by one worker, not by %d.", num_workers)
             num_workers = min(num_workers, 1)
         prepare = partial(self.preprocess, **preprocess_params)
+        encoded: dict[bytes, Any] = {}
         for batch in DataLoader(inputs, batch_size=batch_size, num_workers=num_workers, collate_fn=prepare):
-            yield from self.postprocess(self.forward(batch, **forward_params), **postprocess_params)
+            outputs = self.forward(batch, encoded=encoded, **forward_params)
+            yield from self.postprocess(outputs, **postprocess_params)
 
     def run_single(
         self,
@@ -149,17 +152,59 @@ class VTFusionPipeline(Pipeline):
         images = [example["images"] for example in examples]
         if any(of is not None for of in images):
             options["images"] = images
-        return self.processor(**self.texts(examples), return_tensors="pt", **options)
+        batch = self.processor(**self.texts(examples), return_tensors="pt", **options)
+        batch.image_keys = _image_keys(batch)
+        return batch
 
     def texts(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """The arguments of the processor for the texts of a batch."""
         return {"text": [example["text"] for example in examples]}
 
     def _forward(
-        self, batch: BatchFeature, return_heatmaps: bool = False, return_regions: bool = False
+        self,
+        batch: BatchFeature,
+        encoded: dict[bytes, Any] | None = None,
+        return_heatmaps: bool = False,
+        return_regions: bool = False,
     ) -> dict[str, Any]:
-        outputs = self.model(**batch, output_fusion_attentions=return_heatmaps or return_regions)
+        inputs = self.encode_images(batch, {} if encoded is None else encoded)
+        outputs = self.model(**inputs, output_fusion_attentions=return_heatmaps or return_regions)
         return {"outputs": outputs, "batch": batch}
+
+    def encode_images(self, batch: BatchFeature, encoded: dict[bytes, Any]) -> dict[str, Any]:
+        """
+        The inputs of the model with features in the place of pixels. An image that several texts share, or several
+        windows of one, is encoded once.
+
+        Args:
+            batch (`BatchFeature`): What [`preprocess`] gave.
+            encoded (`dict`): Features and boxes of the images of the batch before, which are not encoded again; those
+                of this one take their place.
+        """
+        inputs = dict(batch)
+        if "pixel_values" not in inputs:
+            return inputs
+        pixels, pixel_mask = inputs.pop("pixel_values"), inputs.pop("pixel_mask", None)
+        keys = batch.image_keys
+        places = {key: place for place, key in reversed([*enumerate(keys)]) if key is not None}
+        new = {key: place for key, place in places.items() if key not in encoded}
+        if new:
+            which = torch.tensor([*new.values()], device=pixels.device)
+            features, boxes = self.model.base_model.get_visual_features(
+                pixels.flatten(0, 1)[which, None],
+                pixel_mask=None if pixel_mask is None else pixel_mask.flatten(0, 1)[which, None],
+            )
+            encoded.update(zip(new, zip(features[:, 0], boxes[:, 0], strict=True), strict=True))
+        for key in encoded.keys() - places.keys():
+            del encoded[key]
+        nothing = tuple(torch.zeros_like(value) for value in next(iter(encoded.values())))
+        for name, values in zip(
+            ("visual_embeds", "visual_boxes"),
+            zip(*(nothing if key is None else encoded[key] for key in keys), strict=True),
+            strict=True,
+        ):
+            inputs[name] = torch.stack(values).unflatten(0, pixels.shape[:2])
+        return inputs
 
     def _ensure_tensor_on_device(self, inputs: Any, device: torch.device) -> Any:
         # The base class would make plain mappings of both, without the texts and the fields.
@@ -228,9 +273,13 @@ class VTFusionTokenClassificationPipeline(VTFusionPipeline):
         return super().read_example(example, images)
 
     def _forward(
-        self, batch: BatchFeature, return_heatmaps: bool = False, return_regions: bool = True
+        self,
+        batch: BatchFeature,
+        encoded: dict[bytes, Any] | None = None,
+        return_heatmaps: bool = False,
+        return_regions: bool = True,
     ) -> dict[str, Any]:
-        return super()._forward(batch, return_heatmaps, return_regions)
+        return super()._forward(batch, encoded, return_heatmaps, return_regions)
 
     def postprocess(
         self,
@@ -519,3 +568,22 @@ def _words_of(answer: Mapping[str, Any], spans: Sequence[tuple[int, int]]) -> tu
     """The first and last word that share a character with an answer."""
     words = [index for index, (start, end) in enumerate(spans) if start < answer["end"] and end > answer["start"]]
     return words[0], words[-1]
+
+
+def _image_keys(batch: BatchFeature) -> list[bytes | None]:
+    """What tells the images of a batch apart, row by row: a digest of their pixels, `None` where there is no image."""
+    if "pixel_values" not in batch:
+        return []
+    keys: list[bytes | None] = []
+    masks = batch["pixel_mask"].flatten(0, 1) if "pixel_mask" in batch else None
+    for place, there in enumerate(batch["image_mask"].flatten().tolist()):
+        if not there:
+            keys.append(None)
+            continue
+        pixels = batch["pixel_values"].flatten(0, 1)[place]
+        digest = hashlib.blake2b(repr(tuple(pixels.shape)).encode(), digest_size=16)
+        for values in (pixels, None if masks is None else masks[place]):
+            if values is not None:
+                digest.update(values.contiguous().numpy())
+        keys.append(digest.digest())
+    return keys

@@ -964,35 +964,39 @@ class VTFusionProcessor(ProcessorMixin):
             raise ValueError("field `images`: this processor has no image processor")
         keep_floats = self._keeps_floats(images_kwargs)
         decoded: list[list[np.ndarray | None]] = []
+        known: dict[int, np.ndarray] = {}  # several texts may share one image
         for index, row in enumerate(rows):
             decoded.append([])
             for slot, image in enumerate(row):
                 try:
-                    pixels = (
-                        None
-                        if image is None
-                        else decode_image(
+                    if image is not None and id(image) not in known:
+                        known[id(image)] = decode_image(
                             image, allow_paths=allow_paths, allow_urls=allow_urls, keep_floats=keep_floats
                         )
-                    )
                 except ValueError as error:
                     where = f"image {slot}: " if len(row) > 1 else ""
                     raise ValueError(f"row {index}, field `images`: {where}{error}") from error
-                decoded[-1].append(pixels)
+                decoded[-1].append(None if image is None else known[id(image)])
         return decoded
 
     def _pixels(self, rows: list[list[np.ndarray | None]], **images_kwargs: Any) -> dict[str, torch.Tensor]:
         places = [(r, s) for r, row in enumerate(rows) for s, image in enumerate(row) if image is not None]
         if not places:
             return {}
-        flat: list[Any] = [rows[row][slot] for row, slot in places]
-        flat = [without_unseen_ends(image, self.image_processor, **images_kwargs) for image in flat]
+        # an image that several texts share was decoded into one array, and is prepared once
+        number: dict[int, int] = {}
+        numbers = [number.setdefault(id(rows[row][slot]), len(number)) for row, slot in places]
+        distinct = [places[numbers.index(index)] for index in range(len(number))]
+        flat: list[Any] = [
+            without_unseen_ends(rows[row][slot], self.image_processor, **images_kwargs)  # type: ignore[arg-type]
+            for row, slot in distinct
+        ]
         # Left to itself an image processor guesses the channel axis, and guesses wrong for images 1 or 3 pixels wide.
         images_kwargs["input_data_format"] = "channels_last"
         try:
             features = self.image_processor(flat, return_tensors="pt", **images_kwargs)
         except (ValueError, RuntimeError) as error:
-            self._refuse_single_images(rows, places, flat, images_kwargs)
+            self._refuse_single_images(rows, distinct, flat, images_kwargs)
             raise ValueError(
                 f"field `images`: {type(self.image_processor).__name__} failed on {len(flat)} images; all images must "
                 f"come out in one size (see its `size`, `do_resize` and `do_center_crop`): {error}"
@@ -1009,7 +1013,7 @@ class VTFusionProcessor(ProcessorMixin):
 
         def place(values: torch.Tensor) -> torch.Tensor:
             placed = values.new_zeros((*shape, *values.shape[1:]))
-            placed[row_ids, slots] = values
+            placed[row_ids, slots] = values[numbers]
             return placed
 
         data = {"pixel_values": place(pixels.float()), "image_mask": place(torch.ones(len(flat), dtype=torch.long))}

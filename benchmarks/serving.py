@@ -8,8 +8,7 @@ python benchmarks/serving.py --model_name_or_path outputs/quickstart/model
 
 What is timed is a MiniLM (6 layers, 384 wide) with MobileNetV2 and random weights. The pipeline reads texts of one
 to twenty sentences of the synthetic sample set: one by one, in batches as they come and in batches of about one length, each with
-a picture of its own or all with the same one. `encoded once` computes the features of that picture a single time
-(`get_visual_features`) and gives them to each batch as `visual_embeds`.
+a picture of its own or all with the same one, which the pipeline encodes once.
 
 A backend's logits are compared with those of PyTorch: the largest difference, and the share of tokens with the same label. 8-bit
 is onnxruntime's dynamic quantisation of the linear layers. With a trained model of the synthetic sample set (`make quickstart`)
@@ -121,7 +120,6 @@ def make_examples(sample: Any, args: ServingArguments) -> list[dict[str, Any]]:
 
 
 def measure_pipeline(results: Results, model: Any, processor: Any, sample: Any, args: ServingArguments) -> None:
-    import torch
     from transformers import pipeline
 
     pipe = pipeline("multimodal-token-classification", model=model, processor=processor, device="cpu")
@@ -129,20 +127,6 @@ def measure_pipeline(results: Results, model: Any, processor: Any, sample: Any, 
     by_length = sorted(examples, key=lambda example: len(example["tokens"]))
     picture = examples[0]["image"]
     shared = [{**example, "image": picture} for example in by_length]
-
-    def encoded_once() -> None:
-        with torch.inference_mode():
-            features, boxes = model.base_model.get_visual_features(**processor.encode_images([picture]))
-            for start in range(0, len(by_length), args.batch_size):
-                texts = [example["tokens"] for example in by_length[start : start + args.batch_size]]
-                batch = processor(text=texts, return_tensors="pt")
-                rows = len(batch["input_ids"])
-                outputs = model(
-                    **batch,
-                    visual_embeds=features.expand(rows, -1, -1, -1),
-                    visual_boxes=boxes.expand(rows, -1, -1, -1),
-                )
-                processor.post_process_token_classification(outputs, batch, model.config.id2label)
 
     no_region = {"return_regions": False}
     first = f"batches of {args.batch_size} by length"
@@ -152,7 +136,6 @@ def measure_pipeline(results: Results, model: Any, processor: Any, sample: Any, 
         "one by one": partial(pipe, examples, batch_size=1, **no_region),
         "by length, with `image_region`": partial(pipe, by_length, batch_size=args.batch_size),
         "by length, one picture for all": partial(pipe, shared, batch_size=args.batch_size, **no_region),
-        "by length, one picture for all, encoded once": encoded_once,
         "by length, no picture": partial(
             pipe, [{"tokens": example["tokens"]} for example in by_length], batch_size=args.batch_size, **no_region
         ),

@@ -59,13 +59,21 @@ class ColourNer(VTFusionForTokenClassification):
 
     names = TOKENIZERS["bert"]().convert_tokens_to_ids(["john", "paris", "smith"])
 
-    def forward(self, input_ids=None, pixel_values=None, image_mask=None, **kwargs):
-        outputs = super().forward(input_ids=input_ids, pixel_values=pixel_values, image_mask=image_mask, **kwargs)
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.vtfusion.get_visual_features = self.visual_features  # the pipeline encodes images first
+
+    def visual_features(self, pixel_values, **kwargs):
+        features, boxes = type(self.vtfusion).get_visual_features(self.vtfusion, pixel_values, **kwargs)
+        red, _, blue = pixel_values.mean((-2, -1)).unbind(-1)
+        return features.abs() * torch.sign(red - blue)[..., None, None], boxes
+
+    def forward(self, input_ids=None, visual_embeds=None, image_mask=None, **kwargs):
+        outputs = super().forward(input_ids=input_ids, visual_embeds=visual_embeds, image_mask=image_mask, **kwargs)
         kinds = ["ORG"] * len(input_ids)
-        for row in range(len(input_ids) if pixel_values is not None else 0):
+        for row in range(len(input_ids) if visual_embeds is not None else 0):
             if image_mask is None or image_mask[row].any():
-                red, _, blue = pixel_values[row, 0].mean((1, 2))
-                kinds[row] = "PER" if red > blue else "LOC"
+                kinds[row] = "PER" if visual_embeds[row, 0].sum() > 0 else "LOC"
         ids = {label: index for index, label in LABELS.items()}
         outputs.logits = torch.zeros_like(outputs.logits)
         outputs.logits[..., 0] = 5.0

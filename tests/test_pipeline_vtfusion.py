@@ -389,3 +389,83 @@ def test_a_saved_model_names_its_pipeline_and_brings_the_code(task, tmp_path):
     config = HEADS[task].config_class.from_pretrained(tmp_path)
     assert list(config.custom_pipelines) == [task]
     assert config.custom_pipelines[task]["impl"] == f"pipeline_vtfusion.{HEADS[task].pipeline_class.__name__}"
+
+
+# --------------------------------------------- images that come again ----------------------------------------------
+
+
+def count_encoded(pipe, *args, **kwargs):
+    """What a pipeline says, and how many images its vision encoder saw."""
+    seen = []
+    handle = pipe.model.base_model.vision_model.register_forward_pre_hook(
+        lambda _, args, inputs: seen.append(len(inputs["pixel_values"])), with_kwargs=True
+    )
+    try:
+        return list(pipe(*args, **kwargs)), sum(seen)
+    finally:
+        handle.remove()
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 5])
+def test_an_image_of_several_texts_is_encoded_once(classify, batch_size):
+    red, grey = picture(1), picture(2)
+    texts = ["the lower fox", "in paris", LONG, "john smith", "fox"]
+    # the same object, an equal one, and another
+    examples = [
+        {"text": text, "image": of} for text, of in zip(texts, [red, red.copy(), red, grey, grey], strict=True)
+    ]
+    alone = [classify(example) for example in examples]
+    found, encoded = count_encoded(classify, examples, batch_size=batch_size)
+    assert encoded == 2
+    assert [label["label"] for label in found] == [label["label"] for label in alone]
+    np.testing.assert_allclose([of["score"] for of in found], [of["score"] for of in alone], atol=1e-5)
+    assert count_encoded(classify, iter(examples), batch_size=batch_size)[1] == 2
+
+
+def test_windows_of_a_text_share_its_image(ner):
+    example = {"tokens": LONG.split(), "images": [picture(1), picture(2), picture(1)]}
+    batch = ner.preprocess([ner.read_example(example)])
+    assert len(batch["input_ids"]) > 3
+    assert count_encoded(ner, [example])[1] == 2
+    with torch.no_grad():
+        expected = ner.model(**batch)
+        found = ner.forward(batch)["outputs"]
+    torch.testing.assert_close(found.logits, expected.logits, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(found.fusion_gate, expected.fusion_gate, atol=1e-5, rtol=1e-5)
+
+
+def test_images_beside_none(classify):
+    examples = [
+        {"text": "fox", "images": [picture(1), None, picture(2)]},
+        {"text": "fox", "image": None},
+        {"text": "in paris", "images": [picture(2)]},
+    ]
+    alone = [classify(example)["score"] for example in examples]
+    found, encoded = count_encoded(classify, examples, batch_size=3)
+    assert encoded == 2
+    np.testing.assert_allclose([of["score"] for of in found], alone, atol=1e-5)
+
+
+def test_changed_weights_encode_again(classify):
+    example = {"text": "fox", "image": picture(1)}
+    before = classify([example])[0]["score"]
+    weights = {name: value.clone() for name, value in classify.model.state_dict().items()}
+    try:
+        for parameter in classify.model.base_model.vision_model.parameters():
+            torch.nn.init.normal_(parameter)
+        assert classify([example])[0]["score"] != before
+    finally:
+        classify.model.load_state_dict(weights)
+
+
+def test_equal_pixels_with_other_padding_are_other_images():
+    # a detector reads where its pixels end
+    pixels = torch.zeros(2, 1, 3, 4, 4)
+    padding = torch.ones(2, 1, 4, 4, dtype=torch.long)
+    padding[1, 0, 2:] = 0
+    batch = {"pixel_values": pixels, "image_mask": torch.ones(2, 1)}
+    one, other = pipeline_vtfusion._image_keys(batch)
+    assert one == other
+    one, other = pipeline_vtfusion._image_keys({**batch, "pixel_mask": padding})
+    assert one != other
+    assert pipeline_vtfusion._image_keys({**batch, "pixel_values": pixels.flatten(3)[..., None]})[0] != one

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
@@ -1151,3 +1152,25 @@ def test_auto_processor_here(bert, tmp_path):
     VTFusionProcessor(image_processor(), bert).save_pretrained(tmp_path)
     loaded = AutoProcessor.from_pretrained(tmp_path, trust_remote_code=True)
     assert type(loaded).__name__ == "VTFusionProcessor"
+
+
+def test_an_image_of_several_texts_is_prepared_once(bert, monkeypatch):
+    processor = VTFusionProcessor(image_processor(), bert)
+    red, grey = (Image.new("RGB", (8, 8), colour) for colour in ("red", "grey"))
+    texts, images = ["a", "b", "c"], [[red, None, grey], None, red]
+    expected = processor(text=texts, images=[[red.copy(), None, grey], None, red.copy()], return_tensors="pt")
+    decoded, prepared = [], []
+    whole, prepare = processing_vtfusion.decode_image, type(processor.image_processor).__call__
+
+    def count(into, function, *args, **kwargs):
+        into.append(args[-1])
+        return function(*args, **kwargs)
+
+    monkeypatch.setattr(processing_vtfusion, "decode_image", partial(count, decoded, whole))
+    monkeypatch.setattr(type(processor.image_processor), "__call__", lambda *a, **k: count(prepared, prepare, *a, **k))
+    batch = processor(text=texts, images=images, return_tensors="pt")
+    assert len(decoded) == 2
+    assert [len(of) for of in prepared] == [2]
+    for name in ("pixel_values", "image_mask"):
+        torch.testing.assert_close(batch[name], expected[name], atol=0, rtol=0)
+    assert [row.image_sizes for row in batch.rows] == [row.image_sizes for row in expected.rows]
