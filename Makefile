@@ -14,7 +14,7 @@ PYTEST := $(BIN)/pytest -n $(WORKERS) --dist worksteal
 export TOKENIZERS_PARALLELISM := false
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test test-slow test-oldest lint format typecheck coverage golden fuzz audit benchmark faults mutants docs wheel clean
+.PHONY: help install quickstart test test-slow test-oldest lint format typecheck coverage golden fuzz audit benchmark faults mutants matrix docs wheel clean
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -74,6 +74,9 @@ benchmark: $(INSTALLED)  ## outputs/benchmarks: speed beside peers and how it gr
 faults: $(INSTALLED)  ## kill, cut short and damage trainings, which must lose nothing; ARGS="--kills 20"
 	$(BIN)/python tests/campaigns/faults.py $(ARGS)
 
+matrix: $(INSTALLED)  ## every Python, transformers and torch that we claim: tests, and folders that one saves and the others load
+	$(BIN)/python tests/campaigns/matrix.py $(ARGS)
+
 docs: $(INSTALLED)  ## outputs/docs/index.html: the API reference, from the docstrings
 	$(BIN)/python docs/build_reference.py outputs/docs
 
@@ -83,5 +86,5 @@ wheel: $(INSTALLED)  ## dist/vtfusion-*.whl
 	rm -rf build
 
 clean:  ## remove what the other targets made
-	rm -rf .venv .venv-oldest build dist outputs *.egg-info .coverage* .pytest_cache .ruff_cache .mypy_cache
+	rm -rf .venv .venv-* build dist outputs *.egg-info .coverage* .pytest_cache .ruff_cache .mypy_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

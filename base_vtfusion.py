@@ -232,7 +232,11 @@ class VTFusionVisionModel(VTFusionPreTrainedModel):
     def _encode_images(
         self, pixels: torch.Tensor, pixel_mask: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        inputs = {"pixel_values": pixels.to(self.vision_model.dtype)}
+        pixels = pixels.to(self.vision_model.dtype)
+        if pixels.device.type == "cpu" and not torch.compiler.is_compiling():
+            # the order in which a CPU convolves fastest: a MobileNetV2 takes half the time
+            pixels = pixels.contiguous(memory_format=torch.channels_last)
+        inputs = {"pixel_values": pixels}
         if pixel_mask is not None and accepts(self.vision_model, "pixel_mask"):
             inputs["pixel_mask"] = pixel_mask
         return read_features(

@@ -149,7 +149,7 @@ def draw_feature_cache(record: Record) -> "Figure":
     many.set_xscale("log")
     many.set_ylim(0, 1.3 * max(row["memory_mb"] for row in rows))
     many.set_xlabel("images cached")
-    many.set_ylabel("peak memory, MB more")
+    many.set_ylabel("memory, MB more")
     return figure
 
 

@@ -13,6 +13,7 @@ import platform
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -120,6 +121,37 @@ def peak_mb() -> float:
     # `ru_maxrss` would be no less than what the parent had when it started this process
     status = Path("/proc/self/status").read_text(encoding="ascii")
     return int(status.partition("VmHWM:")[2].split()[0]) / 1024
+
+
+class OwnMemory:
+    """
+    A block's peak of memory that is not mapped from files, over what there was before it (Linux). Pages of files count as
+    resident too, but the system takes them back where it needs them.
+    """
+
+    def __init__(self, seconds: float = 0.02):
+        self.seconds, self.mb = seconds, 0.0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    @staticmethod
+    def now() -> float:
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+        return int(status.partition("RssAnon:")[2].split()[0]) / 1024
+
+    def _watch(self) -> None:
+        while not self._stop.wait(self.seconds):
+            self.mb = max(self.mb, self.now() - self._before)
+
+    def __enter__(self) -> "OwnMemory":
+        self._before = self.now()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        self.mb = max(self.mb, self.now() - self._before)
 
 
 def in_child(file: str, function: str, **kwargs: Any) -> dict[str, Any]:

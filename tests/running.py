@@ -9,7 +9,10 @@ from typing import Any
 
 import numpy as np
 import PIL.Image
+import torch
+from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
+from vtfusion import VTFusionForTokenClassification, VTFusionProcessor
 from vtfusion.training.sample_data import build_sample_dataset, build_tiny_encoders
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
@@ -46,9 +49,11 @@ def write_colours(folder: Path, **rows: int) -> None:
                 file.write(json.dumps(record) + "\n")
 
 
-def run_script(name: str, sample: Path, output: Path, *extra: str) -> dict[str, Any]:
+def run_script(
+    name: str, sample: Path, output: Path, *extra: str, launcher: tuple[str, ...] = (sys.executable,)
+) -> dict[str, Any]:
     """`scripts/{name}` on the files of [`write_colours`]; its `results.json` (or `image_ablation.json`) and `stdout`."""
-    command = [sys.executable, str(SCRIPTS / name), "--output_dir", str(output), "--use_cpu", "True"]
+    command = [*launcher, str(SCRIPTS / name), "--output_dir", str(output), "--use_cpu", "True"]
     for split, file in (("train", "train"), ("validation", "valid"), ("test", "test")):
         command += [f"--{split}_file", str(sample / f"{file}.jsonl")]
     if "--model_name_or_path" not in extra:
@@ -60,3 +65,73 @@ def run_script(name: str, sample: Path, output: Path, *extra: str) -> dict[str, 
     assert done.returncode == 0, done.stderr[-3000:]
     file = "image_ablation.json" if "--image_ablation" in extra else "results.json"
     return {**json.loads((output / file).read_text(encoding="utf-8")), "stdout": done.stdout}
+
+
+def write_sample(folder: Path) -> Path:
+    """The synthetic sample set as `data`, and tiny encoders."""
+    dataset = build_sample_dataset(num_train=48, num_validation=16, num_test=24, image_size=32)
+    dataset.save_to_disk(str(folder / "data"))
+    build_tiny_encoders(folder, dataset, image_size=32)
+    return folder
+
+
+def run_on_sample(
+    sample: Path,
+    output: Path,
+    *extra: str,
+    launcher: tuple[str, ...] = (sys.executable,),
+    script: str = "run_ner.py",
+    leave_out: tuple[str, ...] = (),
+) -> dict[str, Any]:
+    """A script for entities on the folder of [`write_sample`]; its results and `stdout`."""
+    command = [*launcher, str(SCRIPTS / script), "--dataset_name", str(sample / "data")]
+    if "--model_name_or_path" not in extra:
+        command += ["--text_model", str(sample / "text"), "--vision_model", str(sample / "vision")]
+        command += ["--fusion_hidden_size", "16"]
+    defaults = {
+        "--output_dir": str(output),
+        "--num_train_epochs": "1",
+        "--per_device_train_batch_size": "8",
+        "--learning_rate": "1e-3",
+        "--logging_steps": "1",
+        "--feature_cache_dir": str(output / "features"),
+        "--use_cpu": "True",
+    }
+    for name, value in defaults.items():
+        if name not in (*extra, *leave_out):
+            command += [name, value]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*command, *extra], capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    ablation = "--image_ablation" in extra
+    results = json.loads((output / ("image_ablation.json" if ablation else "results.json")).read_text())
+    results["stdout"] = done.stdout
+    return results
+
+
+def losses(output: Path) -> list[float]:
+    """Of each step that was logged."""
+    history = json.loads((output / "trainer_state.json").read_text())["log_history"]
+    return [entry["loss"] for entry in history if "loss" in entry]
+
+
+def no_dropout(sample: Path, folder: Path) -> Path:
+    """A model of the encoders of [`write_sample`] whose losses hang on nothing but the order of the texts."""
+    text = AutoModel.from_pretrained(sample / "text", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    names = ["O", *(f"{p}-{t}" for t in ("PER", "LOC", "ORG", "PROD") for p in "BI")]
+    torch.manual_seed(0)
+    model = VTFusionForTokenClassification.from_vision_text_pretrained(
+        str(sample / "vision"),
+        text,
+        fusion_hidden_size=16,
+        fusion_dropout=0.0,
+        classifier_dropout=0.0,
+        text_loss_weight=0.0,
+        id2label=dict(enumerate(names)),
+        label2id={name: index for index, name in enumerate(names)},
+    )
+    model.save_pretrained(folder)
+    VTFusionProcessor(
+        AutoImageProcessor.from_pretrained(sample / "vision"), AutoTokenizer.from_pretrained(sample / "text")
+    ).save_pretrained(folder)
+    return folder

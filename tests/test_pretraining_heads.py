@@ -244,6 +244,28 @@ def test_other_number_of_images_than_embedded_texts():
     torch.testing.assert_close(result.logits_per_text, expected)
 
 
+@pytest.mark.parametrize("vision", ["resnet", "precomputed"])
+def test_image_features_bring_those_of_the_encoder(vision):
+    model, inputs = make_head("retrieval", vision=vision), images_of(tiny_inputs(vision, batch_size=3))
+    with torch.no_grad():
+        features = model.get_image_features(**inputs).last_hidden_state
+        given = "visual_embeds" in inputs
+        expected = inputs["visual_embeds"] if given else model.vtfusion.get_visual_features(**inputs)[0][:, 0]
+        nothing = model.get_image_features(**inputs, image_mask=torch.zeros(3, 1)).last_hidden_state
+    torch.testing.assert_close(features, expected)
+    assert nothing.shape[0] == 3 and nothing.shape[2] == features.shape[2]
+
+
+def test_absent_images_may_hold_anything():
+    model, inputs = make_head("retrieval"), images_of(tiny_inputs("precomputed", batch_size=3))
+    inputs["image_mask"] = torch.tensor([[1], [0], [1]])
+    with torch.no_grad():
+        expected = model.get_image_features(**inputs).pooler_output
+        inputs["visual_embeds"][1] = torch.nan
+        found = model.get_image_features(**inputs).pooler_output
+    assert torch.equal(found, expected)
+
+
 def test_image_features_of_nothing_raise():
     with pytest.raises(ValueError, match="Give `pixel_values` or `visual_embeds`"):
         make_head("retrieval").get_image_features()

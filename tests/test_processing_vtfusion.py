@@ -1174,3 +1174,11 @@ def test_an_image_of_several_texts_is_prepared_once(bert, monkeypatch):
     for name in ("pixel_values", "image_mask"):
         torch.testing.assert_close(batch[name], expected[name], atol=0, rtol=0)
     assert [row.image_sizes for row in batch.rows] == [row.image_sizes for row in expected.rows]
+
+
+def test_an_image_processor_that_does_not_say_whether_it_rescales(bert):
+    """It is taken for one that does: floats beyond 255 are no pixels for it."""
+    processor = VTFusionProcessor(image_processor(), bert)
+    processor.image_processor = SimpleNamespace()
+    with pytest.raises(ValueError, match="float pixels must lie in"):
+        processor(text="fox", images=np.full((4, 4, 3), 300.0))

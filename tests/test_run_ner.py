@@ -13,8 +13,9 @@ from datasets import Dataset, load_from_disk
 from huggingface_hub import ModelCard
 from transformers import AutoTokenizer, TrainingArguments
 
+from running import SCRIPTS, losses, no_dropout, write_sample
+from running import run_on_sample as run
 from vtfusion import VTFusionForTokenClassification, VTFusionProcessor
-from vtfusion.training.sample_data import build_sample_dataset, build_tiny_encoders
 from vtfusion.training.token_classification import encode_windows
 
 # The order of the training rows must be known to compare with another loop, or between one process and two.
@@ -23,54 +24,10 @@ needs_sequential = pytest.mark.skipif(
     reason="this transformers has no --train_sampling_strategy",
 )
 
-SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
-
 
 @pytest.fixture(scope="module")
 def sample(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("sample")
-    dataset = build_sample_dataset(num_train=48, num_validation=16, num_test=24, image_size=32)
-    dataset.save_to_disk(str(folder / "data"))
-    build_tiny_encoders(folder, dataset, image_size=32)
-    return folder
-
-
-def run(
-    sample: Path,
-    output: Path,
-    *extra: str,
-    launcher: tuple[str, ...] = (sys.executable,),
-    script: str = "run_ner.py",
-    leave_out: tuple[str, ...] = (),
-) -> dict:
-    command = [*launcher, str(SCRIPTS / script), "--dataset_name", str(sample / "data")]
-    if "--model_name_or_path" not in extra:
-        command += ["--text_model", str(sample / "text"), "--vision_model", str(sample / "vision")]
-        command += ["--fusion_hidden_size", "16"]
-    defaults = {
-        "--output_dir": str(output),
-        "--num_train_epochs": "1",
-        "--per_device_train_batch_size": "8",
-        "--learning_rate": "1e-3",
-        "--logging_steps": "1",
-        "--feature_cache_dir": str(output / "features"),
-        "--use_cpu": "True",
-    }
-    for name, value in defaults.items():
-        if name not in (*extra, *leave_out):
-            command += [name, value]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*command, *extra], capture_output=True, text=True, env=environment, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    ablation = "--image_ablation" in extra
-    results = json.loads((output / ("image_ablation.json" if ablation else "results.json")).read_text())
-    results["stdout"] = done.stdout
-    return results
-
-
-def losses(output: Path) -> list[float]:
-    history = json.loads((output / "trainer_state.json").read_text())["log_history"]
-    return [entry["loss"] for entry in history if "loss" in entry]
+    return write_sample(tmp_path_factory.mktemp("sample"))
 
 
 def test_from_data_to_results(sample, tmp_path):
@@ -213,29 +170,6 @@ def test_text_only_twin_is_a_plain_token_classifier(sample, tmp_path):
     assert losses(tmp_path) == pytest.approx(expected, abs=2e-4)
 
 
-def no_dropout(sample: Path, folder: Path) -> Path:
-    from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
-
-    text = AutoModel.from_pretrained(sample / "text", hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
-    names = ["O", *(f"{p}-{t}" for t in ("PER", "LOC", "ORG", "PROD") for p in "BI")]
-    torch.manual_seed(0)
-    model = VTFusionForTokenClassification.from_vision_text_pretrained(
-        str(sample / "vision"),
-        text,
-        fusion_hidden_size=16,
-        fusion_dropout=0.0,
-        classifier_dropout=0.0,
-        text_loss_weight=0.0,
-        id2label=dict(enumerate(names)),
-        label2id={name: index for index, name in enumerate(names)},
-    )
-    model.save_pretrained(folder)
-    VTFusionProcessor(
-        AutoImageProcessor.from_pretrained(sample / "vision"), AutoTokenizer.from_pretrained(sample / "text")
-    ).save_pretrained(folder)
-    return folder
-
-
 @pytest.mark.slow
 def test_a_killed_run_resumes_to_the_same_losses(sample, tmp_path):
     options = ["--save_strategy", "steps", "--save_steps", "3", "--eval_strategy", "steps", "--eval_steps", "3"]
@@ -245,21 +179,3 @@ def test_a_killed_run_resumes_to_the_same_losses(sample, tmp_path):
     assert len(expected) == 6
     run(sample, tmp_path, *options, "--resume_from_checkpoint", str(tmp_path / "checkpoint-3"))
     assert losses(tmp_path) == pytest.approx(expected, abs=1e-4)
-
-
-@needs_sequential
-@pytest.mark.slow
-def test_two_processes_give_the_metrics_of_one(sample, tmp_path):
-    start = str(no_dropout(sample, tmp_path / "start"))
-    options = ["--model_name_or_path", start, "--train_sampling_strategy", "sequential"]
-    one = run(sample, tmp_path / "one", *options)
-    launcher = (
-        sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
-        "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0",
-    )  # fmt: skip
-    options += ["--per_device_train_batch_size", "4", "--ddp_backend", "gloo"]
-    two = run(sample, tmp_path / "two", *options, launcher=launcher)
-    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-3)
-    for split in ("validation", "test"):
-        for condition, scores in one[split].items():
-            assert two[split][condition] == pytest.approx(scores, abs=1e-6), (split, condition)

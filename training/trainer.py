@@ -158,6 +158,8 @@ class VTFusionTrainer(Trainer):
         sampler = super()._get_train_sampler(*args, **kwargs)
         if isinstance(sampler, LengthGroupedSampler):
             sampler.generator = self._order
+            # of all processes together, so that their number does not change the order
+            sampler.batch_size *= self.args.world_size
         return sampler
 
     def _get_eval_sampler(self, eval_dataset: Any) -> Sampler | None:
