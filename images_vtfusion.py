@@ -1,4 +1,4 @@
-"""Whatever holds an image, to its pixels; and what of it an image processor lets the encoder see."""
+"""Whatever holds an image, to its pixels; what of it an image processor lets the encoder see; and regions in it."""
 
 import io
 import urllib.request
@@ -241,3 +241,47 @@ def without_unseen_ends(image: np.ndarray, image_processor: Any, **images_kwargs
     # short side becomes a whole number of pixels, so that the crop stays where it was.
     left, top = (max(0, int(edge) - short - 8) // short * short for edge in (x0, y0))
     return image[top : height - top, left : width - left]
+
+
+# ------------------------------------------------------ regions -----------------------------------------------------
+
+
+def to_pixels(boxes: np.ndarray, view: Box) -> np.ndarray:
+    """Boxes in 0…1 of what the encoder saw, in pixels of the original image."""
+    x0, y0, x1, y1 = view
+    return boxes * [x1 - x0, y1 - y0, x1 - x0, y1 - y0] + [x0, y0, x0, y0]
+
+
+def paint(boxes: np.ndarray, weights: np.ndarray, height: int, width: int) -> np.ndarray:
+    """
+    Spread the weight of each box evenly over its area. What lies inside the image adds up to the weights.
+
+    Args:
+        boxes (`np.ndarray` of shape `(num_boxes, 4)`): (x0, y0, x1, y1) in pixels, fractions allowed.
+        weights (`np.ndarray` of shape `(num_boxes,)`): The weights.
+        height (`int`), width (`int`): The size of the map.
+
+    Returns:
+        `np.ndarray` of shape `(height, width)`: The map, weight per pixel.
+    """
+    # How much of each pixel column and row each box covers: borders between pixels are shared fairly.
+    low, high = boxes[:, :2], np.maximum(boxes[:, 2:], boxes[:, :2] + 1e-3)
+    columns = np.minimum(high[:, :1], np.arange(width) + 1) - np.maximum(low[:, :1], np.arange(width))
+    rows = np.minimum(high[:, 1:], np.arange(height) + 1) - np.maximum(low[:, 1:], np.arange(height))
+    columns, rows = columns.clip(min=0), rows.clip(min=0)  # apart: no overlap
+    return (rows * (weights / (high - low).prod(1))[:, None]).T @ columns
+
+
+def strongest_region(boxes: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, float]:
+    """The boxes around the strongest one that have at least half of its weight: their hull and their weight."""
+    strong = weights >= weights.max() / 2
+    low, high = boxes[:, :2] - 1e-6, boxes[:, 2:] + 1e-6
+    joined = np.arange(len(weights)) == weights.argmax()
+    while True:
+        touching = ((low[:, None] <= high[joined]) & (high[:, None] >= low[joined])).all(-1).any(-1)
+        grown = joined | (strong & touching)
+        if grown.sum() == joined.sum():
+            break
+        joined = grown
+    hull = np.concatenate([boxes[joined, :2].min(0), boxes[joined, 2:].max(0)])
+    return hull, float(weights[joined].sum())

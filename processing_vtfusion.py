@@ -1,7 +1,6 @@
 """Words and images to tensors, and tensors back to entities, boxes and heat maps."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,17 +8,24 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from tokenizers import pre_tokenizers
 from transformers import AutoTokenizer, BatchFeature
 from transformers.processing_utils import ImagesKwargs, ProcessingKwargs, ProcessorMixin, Unpack
 
-from .images_vtfusion import Box, decode_image, visible_rectangle, without_unseen_ends
+from .images_vtfusion import decode_image, paint, strongest_region, to_pixels, visible_rectangle, without_unseen_ends
 from .prompts_vtfusion import chat_template_with_images, take_image_tokens, visible_images
+from .words_vtfusion import (
+    Span,
+    TextRow,
+    best_spans,
+    entity_spans,
+    first_tokens,
+    read_labels,
+    read_text,
+    valid_unicode,
+    visible_spans,
+    viterbi,
+)
 
-Span = tuple[int, int]
-
-# What splits a plain string into words: runs of letters and digits, and runs of punctuation.
-_STRING_WORDS = pre_tokenizers.Whitespace()
 # Tokenizers without a limit say 10^30.
 _SANE_LENGTH = 1_000_000
 # They change what the tokenizer returns, which the windows are made from. `TextRow` holds what they are asked for.
@@ -54,30 +60,6 @@ class VTFusionProcessorKwargs(ProcessingKwargs, total=False):  # type: ignore[ca
     images_kwargs: VTFusionImagesKwargs  # type: ignore[misc]
 
     _defaults = {"text_kwargs": {"padding": True}}  # type: ignore[misc]
-
-
-@dataclass
-class TextRow:
-    """
-    One text of a batch: what its predictions refer to.
-
-    Args:
-        text (`str`): The text as it was tokenized; a list of words is joined by single spaces.
-        words (`list[str]`): Its words. Each gets one prediction.
-        spans (`list[tuple[int, int]]`): Where each word starts and ends (exclusive) in `text`, in characters.
-        image_sizes (`list[tuple[int, int] | None]`):
-            (width, height) of each of its images after EXIF rotation; `None` for an empty slot.
-        image_views (`list[tuple[float, float, float, float] | None]`):
-            The rectangle of each image that the vision encoder sees after resizing and cropping, in pixels of the
-            original image. It may reach beyond the image where a crop adds a border. The padding of a detector's
-            batch is no part of it: detectors give their boxes without it.
-    """
-
-    text: str
-    words: list[str]
-    spans: list[Span]
-    image_sizes: list[tuple[int, int] | None] = field(default_factory=list)
-    image_views: list[Box | None] = field(default_factory=list)
 
 
 class VTFusionBatch(BatchFeature):
@@ -117,262 +99,6 @@ class VTFusionBatch(BatchFeature):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-
-
-# ------------------------------------------------ words and sub-words -----------------------------------------------
-
-
-def read_text(text: Any, row: int, field: str = "text") -> TextRow:
-    """
-    Find the words of a text.
-
-    Args:
-        text (`str` or `list[str]`): A string, or a list of words.
-        row (`int`): Its place in the batch, for error messages.
-        field (`str`, *optional*, defaults to `"text"`): What the caller calls it, for error messages.
-
-    Returns:
-        [`TextRow`]: the text, its words and where they stand in it.
-
-    Raises:
-        ValueError: if it is neither, has no words as a list, or is not valid Unicode.
-    """
-    where = f"row {row}, field `{field}`: "
-    if isinstance(text, str):
-        found = _STRING_WORDS.pre_tokenize_str(_checked(text, where)) if text else []
-        return TextRow(text, [word for word, _ in found], [span for _, span in found])
-    if isinstance(text, np.ndarray):
-        text = text.tolist()
-    if not isinstance(text, list | tuple):
-        raise ValueError(f"{where}expected a string or a list of words, got {type(text)}")
-    if len(text) == 0:
-        raise ValueError(f"{where}there are no words")
-    for word in text:
-        if not isinstance(word, str):
-            raise ValueError(f"{where}expected words that are strings, got {word!r} ({type(word)})")
-    ends = np.cumsum([len(word) + 1 for word in text]) - 1  # one space between words
-    spans = [(int(end) - len(word), int(end)) for word, end in zip(text, ends, strict=True)]
-    return TextRow(_checked(" ".join(text), where), list(text), spans)
-
-
-def _checked(text: str, where: str) -> str:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise ValueError(f"{where}the text is not valid Unicode: {error}") from error
-    return text
-
-
-def _read_labels(labels: Any, words: list[str], row: int) -> list[int]:
-    where = f"row {row}, field `word_labels`: "
-    if isinstance(labels, np.ndarray | torch.Tensor):
-        labels = labels.tolist()
-    if not isinstance(labels, list | tuple):
-        raise ValueError(f"{where}expected a list of label ids, got {labels!r}")
-    if len(labels) != len(words):
-        raise ValueError(f"{where}there are {len(labels)} labels for {len(words)} words")
-    for label in labels:
-        is_id = isinstance(label, int | np.integer) and not isinstance(label, bool)
-        if not is_id or (label < 0 and label != -100):
-            raise ValueError(f"{where}expected label ids (whole numbers from 0 on, or -100), got {label!r}")
-    return [int(label) for label in labels]
-
-
-def first_tokens(token_spans: np.ndarray, word_spans: np.ndarray) -> np.ndarray:
-    """
-    The token at which the prediction of each word is read: the first one that shares a character with the word and
-    that no word before it is read at (a token may cover several words).
-
-    Args:
-        token_spans (`np.ndarray` of shape `(num_tokens, 2)`): Character offsets of the tokens in reading order. They
-            may include the space before, and several tokens may share one character.
-        word_spans (`np.ndarray` of shape `(num_words, 2)`): Character offsets of the words, in order. An empty span
-            has no token.
-
-    Returns:
-        `np.ndarray` of shape `(num_words,)`: Token indices, −1 for a word without one.
-    """
-    # Offsets grow from token to token, save for odd normalizers: without that a binary search would go astray.
-    starts = np.minimum.accumulate(token_spans[::-1, 0])[::-1]
-    ends = np.maximum.accumulate(token_spans[:, 1])
-    first = np.searchsorted(ends, word_spans[:, 0], side="right")
-    last = np.searchsorted(starts, word_spans[:, 1], side="left") - 1
-    found = (first <= last) & (word_spans[:, 0] < word_spans[:, 1])
-    chosen = np.where(found, first, -1)
-    read_at = chosen[found]
-    if (np.diff(read_at) <= 0).any():  # some words share a token
-        taken = -1
-        for word in np.flatnonzero(found):
-            token = max(first[word], taken + 1)
-            if token <= last[word]:
-                chosen[word] = taken = token
-            else:
-                chosen[word] = -1
-    return chosen
-
-
-def visible_spans(spans: np.ndarray, text: str) -> np.ndarray:
-    """
-    Spans without the spaces at their ends: some tokenizers count the space before a word as a part of its token.
-
-    Args:
-        spans (`np.ndarray` of shape `(num_tokens, 2)`): Character offsets in the text.
-        text (`str`): The text.
-
-    Returns:
-        `np.ndarray` of shape `(num_tokens, 2)`: The spans; (−1, −1) where nothing is left.
-    """
-    visible = np.flatnonzero(~np.char.isspace(np.array([text]).view("<U1"))) if text else np.empty(0, dtype=np.int64)
-    first = np.searchsorted(visible, spans[:, 0])
-    last = np.searchsorted(visible, spans[:, 1]) - 1
-    found = first <= last
-    shown = np.full(spans.shape, -1)
-    shown[found] = np.stack([visible[first[found]], visible[last[found]] + 1], axis=1)
-    return shown
-
-
-# ------------------------------------------------------ answers -----------------------------------------------------
-
-
-def best_spans(
-    start_scores: np.ndarray, end_scores: np.ndarray, token_spans: np.ndarray, n_best: int, max_answer_length: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """
-    The best answers in one window: the sum of the scores of their first and last token is highest.
-
-    Args:
-        start_scores (`np.ndarray` of shape `(num_tokens,)`): Scores of each token as the first one.
-        end_scores (`np.ndarray` of shape `(num_tokens,)`): Scores of each token as the last one.
-        token_spans (`np.ndarray` of shape `(num_tokens, 2)`): Their characters; no answer begins or ends at (−1, −1).
-        n_best (`int`): The most answers. Two that are the same characters are one.
-        max_answer_length (`int`): The most tokens of an answer.
-
-    Returns:
-        `tuple(np.ndarray, np.ndarray)`: their scores, best first, of shape `(num_answers,)`, and their first and last
-        tokens, of shape `(num_answers, 2)`.
-    """
-    places = np.flatnonzero(token_spans[:, 0] >= 0)
-    low, high = (places[0], places[-1] + 1) if len(places) else (0, 1)
-    unusable = token_spans[low:high, 0] < 0
-    starts = np.where(unusable, -np.inf, start_scores[low:high])
-    longest = min(max_answer_length, high - low)
-    ends = np.concatenate([np.where(unusable, -np.inf, end_scores[low:high]), np.full(longest - 1, -np.inf)])
-    # A band of the square of all pairs: row i holds the answers of 1, 2, … tokens that begin at token i.
-    scores = (starts[:, None] + np.lib.stride_tricks.sliding_window_view(ends, longest)).ravel()
-    possible = int((scores > -np.inf).sum())
-    if possible == 0:
-        return np.empty(0), np.empty((0, 2), dtype=np.int64)
-    # Pieces of one character have the same span, so that some of the best pairs may be the same answer.
-    taken = n_best
-    while True:
-        taken = min(taken, possible)
-        chosen = np.argpartition(-scores, taken - 1)[:taken]
-        chosen = chosen[np.lexsort((chosen, -scores[chosen]))]
-        first, length = np.divmod(chosen, longest)
-        tokens = np.stack([first, first + length], axis=1) + low
-        characters = np.stack([token_spans[tokens[:, 0], 0], token_spans[tokens[:, 1], 1]], axis=1)
-        distinct = np.sort(np.unique(characters, axis=0, return_index=True)[1])[:n_best]
-        if len(distinct) == n_best or taken == possible:
-            return scores[chosen[distinct]], tokens[distinct]
-        taken *= 4
-
-
-# ------------------------------------------------- labels and regions -----------------------------------------------
-
-
-def _split_label(label: str) -> tuple[str, str]:
-    """`"B-PER"` → `("B", "PER")`; a label without a prefix continues its own kind, as in conlleval."""
-    if label == "O":
-        return "O", ""
-    prefix, dash, kind = label.partition("-")
-    return (prefix, kind) if dash and prefix in ("B", "I") else ("I", label)
-
-
-def _entity_spans(labels: Sequence[str]) -> list[tuple[str, int, int]]:
-    """(kind, first word, last word) by the rules of conlleval: an `I-X` after `O` or another kind starts an entity."""
-    entities: list[tuple[str, int, int]] = []
-    previous = ""
-    for index, label in enumerate(labels):
-        prefix, kind = _split_label(label)
-        if prefix == "I" and kind == previous:
-            entities[-1] = (kind, entities[-1][1], index)
-        elif prefix != "O":
-            entities.append((kind, index, index))
-        previous = kind
-    return entities
-
-
-def viterbi(log_probs: np.ndarray, labels: Sequence[str]) -> np.ndarray:
-    """
-    The most probable label sequence in which `I-X` follows `B-X` or `I-X` only.
-
-    Args:
-        log_probs (`np.ndarray` of shape `(num_words, num_labels)`): Log-probabilities of each word's labels.
-        labels (`Sequence[str]`): The names of the labels.
-
-    Returns:
-        `np.ndarray` of shape `(num_words,)`: Label ids.
-    """
-    inside = np.array([label.startswith("I-") for label in labels])
-    allowed = np.array(
-        [
-            [not is_in or before in (f"B-{now[2:]}", now) for now, is_in in zip(labels, inside, strict=True)]
-            for before in labels
-        ]
-    )
-    penalty = np.where(allowed, 0.0, -np.inf)
-    score = np.where(inside, -np.inf, log_probs[0])
-    back = np.zeros(log_probs.shape, dtype=np.int64)
-    for word in range(1, len(log_probs)):
-        paths = score[:, None] + penalty
-        back[word] = paths.argmax(0)
-        score = paths.max(0) + log_probs[word]
-    best = np.empty(len(log_probs), dtype=np.int64)
-    best[-1] = score.argmax()
-    for word in range(len(log_probs) - 1, 0, -1):
-        best[word - 1] = back[word, best[word]]
-    return best
-
-
-def _to_pixels(boxes: np.ndarray, view: Box) -> np.ndarray:
-    """Boxes in 0…1 of what the encoder saw, in pixels of the original image."""
-    x0, y0, x1, y1 = view
-    return boxes * [x1 - x0, y1 - y0, x1 - x0, y1 - y0] + [x0, y0, x0, y0]
-
-
-def paint(boxes: np.ndarray, weights: np.ndarray, height: int, width: int) -> np.ndarray:
-    """
-    Spread the weight of each box evenly over its area. What lies inside the image adds up to the weights.
-
-    Args:
-        boxes (`np.ndarray` of shape `(num_boxes, 4)`): (x0, y0, x1, y1) in pixels, fractions allowed.
-        weights (`np.ndarray` of shape `(num_boxes,)`): The weights.
-        height (`int`), width (`int`): The size of the map.
-
-    Returns:
-        `np.ndarray` of shape `(height, width)`: The map, weight per pixel.
-    """
-    # How much of each pixel column and row each box covers: borders between pixels are shared fairly.
-    low, high = boxes[:, :2], np.maximum(boxes[:, 2:], boxes[:, :2] + 1e-3)
-    columns = np.minimum(high[:, :1], np.arange(width) + 1) - np.maximum(low[:, :1], np.arange(width))
-    rows = np.minimum(high[:, 1:], np.arange(height) + 1) - np.maximum(low[:, 1:], np.arange(height))
-    columns, rows = columns.clip(min=0), rows.clip(min=0)  # apart: no overlap
-    return (rows * (weights / (high - low).prod(1))[:, None]).T @ columns
-
-
-def _region(boxes: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, float]:
-    """The boxes around the strongest one that have at least half of its weight: their hull and their weight."""
-    strong = weights >= weights.max() / 2
-    low, high = boxes[:, :2] - 1e-6, boxes[:, 2:] + 1e-6
-    joined = np.arange(len(weights)) == weights.argmax()
-    while True:
-        touching = ((low[:, None] <= high[joined]) & (high[:, None] >= low[joined])).all(-1).any(-1)
-        grown = joined | (strong & touching)
-        if grown.sum() == joined.sum():
-            break
-        joined = grown
-    hull = np.concatenate([boxes[joined, :2].min(0), boxes[joined, 2:].max(0)])
-    return hull, float(weights[joined].sum())
 
 
 # ----------------------------------------------------- processor ----------------------------------------------------
@@ -695,7 +421,7 @@ class VTFusionProcessor(ProcessorMixin):
         for row, (prompt, count) in enumerate(zip(text, num_images, strict=True)):
             if not isinstance(prompt, str):
                 raise ValueError(f"row {row}, field `text`: expected a string, got {type(prompt)}")
-            clean, stands = take_image_tokens(_checked(prompt, f"row {row}, field `text`: "), self.image_token)
+            clean, stands = take_image_tokens(valid_unicode(prompt, f"row {row}, field `text`: "), self.image_token)
             if count and stands and len(stands) != count:
                 raise ValueError(
                     f"row {row}, field `text`: there are {len(stands)} times {self.image_token!r} for {count} images"
@@ -842,7 +568,7 @@ class VTFusionProcessor(ProcessorMixin):
             if values is not None and len(values) != len(rows):
                 raise ValueError(f"field `{name}`: there are {len(values)} rows for {len(rows)} texts")
         if word_labels is not None:
-            word_labels = [_read_labels(word_labels[i], row.words, i) for i, row in enumerate(rows)]
+            word_labels = [read_labels(word_labels[i], row.words, i) for i, row in enumerate(rows)]
         if pairs is not None:
             pairs = [read_text(pair, index, "text_pair").text for index, pair in enumerate(pairs)]
         elif pair_first:
@@ -1185,7 +911,7 @@ class VTFusionProcessor(ProcessorMixin):
         for index, (row, (labels, probs)) in enumerate(zip(batch.rows, predictions, strict=True)):
             has_image = bool(with_image[index])
             results.append([])
-            for kind, first, last in _entity_spans(labels):
+            for kind, first, last in entity_spans(labels):
                 start, end = row.spans[first][0], row.spans[last][1]
                 gate = gates[index]
                 region = None
@@ -1393,7 +1119,7 @@ class VTFusionProcessor(ProcessorMixin):
                         continue
                     height, width = size or (original[1], original[0])
                     scale = np.array([width / original[0], height / original[1]] * 2)
-                    heat = paint(_to_pixels(boxes[image], view) * scale, weights[image], height, width)
+                    heat = paint(to_pixels(boxes[image], view) * scale, weights[image], height, width)
                     heatmap = torch.from_numpy(heat).float()
                     results[index].append({"words": (first, last), "image": image, "heatmap": heatmap})
         return results
@@ -1422,8 +1148,8 @@ class VTFusionProcessor(ProcessorMixin):
         original, view = row.image_sizes[image], row.image_views[image]
         if original is None or view is None or not weights[image].sum() > 0:
             return None
-        box, score = _region(boxes[image], weights[image])
-        pixels = _to_pixels(box, view).clip(0, [*original, *original])
+        box, score = strongest_region(boxes[image], weights[image])
+        pixels = to_pixels(box, view).clip(0, [*original, *original])
         return {"image": image, "box": tuple(float(edge) for edge in pixels), "score": score}
 
 

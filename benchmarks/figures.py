@@ -145,9 +145,14 @@ def draw_feature_cache(record: Record) -> "Figure":
         "seconds until the pictures are ready",
     )
     rows = rows_of(record, "many")
-    many.plot([row["count"] for row in rows], [row["memory_mb"] for row in rows], color=BLUE, marker="o")
+    counts = [row["count"] for row in rows]
+    own = [row["memory_mb"] for row in rows]
+    resident = [row["memory_mb"] + row["mapped_mb"] for row in rows]
+    many.plot(counts, own, color=BLUE, marker="o", label="its own")
+    many.plot(counts, resident, color=GREY, marker="s", linestyle="dotted", label="and pages of files")
+    many.legend(frameon=False, fontsize=8)
     many.set_xscale("log")
-    many.set_ylim(0, 1.3 * max(row["memory_mb"] for row in rows))
+    many.set_ylim(0, 1.3 * max(resident))
     many.set_xlabel("images cached")
     many.set_ylabel("memory, MB more")
     return figure

@@ -168,6 +168,7 @@ def test_sharded_weights(hub, published):
         "processing_vtfusion.py",
         "images_vtfusion.py",
         "prompts_vtfusion.py",
+        "words_vtfusion.py",
     } | CARD | shards | {
         "config.json",
         "model.safetensors.index.json",

@@ -38,8 +38,8 @@ from vtfusion import (
     images_vtfusion,
     processing_vtfusion,
 )
-from vtfusion.images_vtfusion import decode_image, visible_rectangle
-from vtfusion.processing_vtfusion import first_tokens, paint, viterbi
+from vtfusion.images_vtfusion import decode_image, paint, visible_rectangle
+from vtfusion.words_vtfusion import first_tokens, viterbi
 
 LABELS = {0: "O", 1: "B-PER", 2: "I-PER", 3: "B-LOC", 4: "I-LOC"}
 IDS = {label: index for index, label in LABELS.items()}

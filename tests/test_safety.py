@@ -102,7 +102,18 @@ def test_what_is_asked_for_would_be_noticed(monkeypatch):
 
 HUB_FILES = sorted(ROOT.glob("*_vtfusion.py"))
 LIBRARIES = {"torch", "transformers", "numpy", "PIL", "tokenizers"}  # transformers needs the last three itself
-PLAIN = {"collections", "contextvars", "copy", "dataclasses", "functools", "inspect", "math", "re", "typing"}
+PLAIN = {
+    "collections",
+    "contextvars",
+    "copy",
+    "dataclasses",
+    "functools",
+    "hashlib",
+    "inspect",
+    "math",
+    "re",
+    "typing",
+}
 # Only where images are opened, and there only when the caller has said that paths or URLs may be.
 OUTWARD = {"images_vtfusion": {"io", "pathlib", "urllib"}, "processing_vtfusion": {"pathlib"}}
 

@@ -11,7 +11,8 @@ import torch
 from datasets import Dataset, DatasetDict, Features, List, Value
 from transformers import EvalPrediction
 
-from ..processing_vtfusion import Span, TextRow, VTFusionBatch, VTFusionProcessor
+from ..processing_vtfusion import VTFusionBatch, VTFusionProcessor
+from ..words_vtfusion import Span, TextRow
 from .arguments import QuestionDataArguments
 from .fine_tuning import limit_rows, read_records
 from .images import RowKeys

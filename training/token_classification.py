@@ -10,7 +10,8 @@ import torch
 from datasets import Dataset, DatasetDict
 from transformers import AutoConfig, EvalPrediction
 
-from ..processing_vtfusion import TextRow, VTFusionBatch, VTFusionProcessor, read_text
+from ..processing_vtfusion import VTFusionBatch, VTFusionProcessor
+from ..words_vtfusion import TextRow, read_text
 from .arguments import TokenDataArguments
 from .data import load_token_classification_dataset
 from .fine_tuning import limit_rows, map_to_windows, read_records

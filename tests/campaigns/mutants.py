@@ -49,12 +49,11 @@ MODELS = [
     "tests/test_numbers.py",
     "tests/test_golden.py",
 ]
+PROCESSING = ["tests/test_processing_vtfusion.py", "tests/test_prompts.py", "tests/test_question_answering.py"]
 TESTS = {
-    "processing_vtfusion": [
-        "tests/test_processing_vtfusion.py",
-        "tests/test_prompts.py",
-        "tests/test_question_answering.py",
-    ],
+    "processing_vtfusion": PROCESSING,
+    "words_vtfusion": PROCESSING,
+    "images_vtfusion": ["tests/test_processing_vtfusion.py", "tests/test_bad_images.py"],
     "fusion_vtfusion": [*MODELS, "tests/test_generation_vtfusion.py"],
     "base_vtfusion": [*MODELS, "tests/test_generation_vtfusion.py", "tests/test_pipeline_vtfusion.py"],
     "modeling_vtfusion": [*MODELS, "tests/test_question_answering.py"],
@@ -62,7 +61,7 @@ TESTS = {
     "training.pairing": ["tests/test_pairing.py", "tests/test_image_paths.py", "tests/test_contact_sheet.py"],
 }
 GROUPS = {
-    "processing": ["processing_vtfusion"],
+    "processing": ["processing_vtfusion", "words_vtfusion", "images_vtfusion"],
     "modeling maths": ["fusion_vtfusion", "base_vtfusion", "modeling_vtfusion", "visual_vtfusion"],
     "pairing": ["training.pairing"],
 }

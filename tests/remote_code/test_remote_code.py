@@ -27,6 +27,7 @@ HUB_FILES = {
     "processing_vtfusion.py",
     "images_vtfusion.py",
     "prompts_vtfusion.py",
+    "words_vtfusion.py",
 }
 OTHER_FILES = {
     "config.json",
@@ -152,6 +153,7 @@ def test_model_alone_has_what_it_needs(tmp_path):
         "processing_vtfusion.py",
         "images_vtfusion.py",
         "prompts_vtfusion.py",
+        "words_vtfusion.py",
     }
 
 
