@@ -16,6 +16,7 @@ from .prompts_vtfusion import chat_template_with_images, take_image_tokens, visi
 from .words_vtfusion import (
     Span,
     TextRow,
+    assign_windows,
     best_spans,
     entity_spans,
     first_tokens,
@@ -276,12 +277,7 @@ class VTFusionProcessor(ProcessorMixin):
         if unsupported:
             raise ValueError(f"{unsupported} cannot be used here: see `rows` and `word_positions` of the result")
         if text is None:
-            nested = isinstance(images, list | tuple) and any(i is None or isinstance(i, list | tuple) for i in images)
-            encoded = self.encode_images([images] if _is_one(images) else images, **allow, **images_kwargs)
-            if not nested:
-                encoded = {name: value[:, 0] for name, value in encoded.items() if name != "image_mask"}
-            return VTFusionBatch(encoded, tensor_type=return_tensors)
-
+            return VTFusionBatch(self._images_alone(images, **allow, **images_kwargs), tensor_type=return_tensors)
         if self.image_token is not None:
             unread = {"word_labels": word_labels, "text_pair": given.get("text_pair"), "pair_first": pair_first}
             unread["is_split_into_words"] = text_kwargs.get("is_split_into_words")
@@ -306,20 +302,11 @@ class VTFusionProcessor(ProcessorMixin):
         rows, encoding = self._encode(
             texts, pairs, labels, limit, given.get("stride"), bool(pair_first), **tokenizer_kwargs
         )
-        row_of_window, spans_of_windows = encoding.pop("row"), encoding.pop("token_spans")
-
+        row_of_window, token_spans = encoding.pop("row"), encoding.pop("token_spans")
         pictures: dict[str, torch.Tensor] = {}
         if images is not None:
             image_rows = self._align_images(images, len(rows), is_single)
-            decoded = self._decode(image_rows, **allow, **images_kwargs)
-            for row, pixels in zip(rows, decoded, strict=True):
-                sizes = [None if image is None else (image.shape[1], image.shape[0]) for image in pixels]
-                row.image_sizes = sizes
-                row.image_views = [
-                    None if size is None else visible_rectangle(self.image_processor, *size, **images_kwargs)
-                    for size in sizes
-                ]
-            pictures = self._pixels(decoded, **images_kwargs)
+            pictures = self._pictures(image_rows, rows, **allow, **images_kwargs)
             if pictures and len(row_of_window) > len(rows):
                 pictures = {name: value[row_of_window] for name, value in pictures.items()}
 
@@ -332,21 +319,20 @@ class VTFusionProcessor(ProcessorMixin):
         else:
             data = {name: _as_array(value) if return_tensors else value for name, value in encoding.items()}
         longest = max(map(len, word_positions))
-        blanks = [[-1] * (longest - len(window)) for window in word_positions]
-        pairs_of = zip(blanks, word_positions, strict=True)
-        aligned = [blank + window if side == "left" else window + blank for blank, window in pairs_of]
-        token_spans = np.full((len(aligned), longest, 2), -1)
-        for window, spans in enumerate(spans_of_windows):
-            start = longest - len(spans) if side == "left" else 0
-            token_spans[window, start : start + len(spans)] = spans
         return VTFusionBatch(
             {**data, **pictures},
             tensor_type=return_tensors,
             rows=rows,
             row_of_window=row_of_window,
-            word_positions=np.array(aligned, dtype=np.int64).reshape(len(aligned), longest),
-            token_spans=token_spans,
+            word_positions=_stack(word_positions, (longest,), side),
+            token_spans=_stack(token_spans, (longest, 2), side),
         )
+
+    def _images_alone(self, images: Any, **images_kwargs: Any) -> dict[str, torch.Tensor]:
+        """What the image processor gives for a flat list of images; with `image_mask` for rows of them."""
+        nested = isinstance(images, list | tuple) and any(i is None or isinstance(i, list | tuple) for i in images)
+        encoded = self.encode_images([images] if _is_one(images) else images, **images_kwargs)
+        return encoded if nested else {name: value[:, 0] for name, value in encoded.items() if name != "image_mask"}
 
     def encode_text(
         self,
@@ -561,18 +547,7 @@ class VTFusionProcessor(ProcessorMixin):
                 f"`VTFusionProcessor` needs a fast tokenizer (one that knows character offsets), "
                 f"{type(self.tokenizer).__name__} is a slow one"
             )
-        if len(texts) == 0:
-            raise ValueError("field `text`: there are no texts")
-        rows = [read_text(text, index) for index, text in enumerate(texts)]
-        for name, values in (("text_pair", pairs), ("word_labels", word_labels)):
-            if values is not None and len(values) != len(rows):
-                raise ValueError(f"field `{name}`: there are {len(values)} rows for {len(rows)} texts")
-        if word_labels is not None:
-            word_labels = [read_labels(word_labels[i], row.words, i) for i, row in enumerate(rows)]
-        if pairs is not None:
-            pairs = [read_text(pair, index, "text_pair").text for index, pair in enumerate(pairs)]
-        elif pair_first:
-            raise ValueError("`pair_first` says where `text_pair` stands, and there is none")
+        rows, pairs, word_labels = self._read_rows(texts, pairs, word_labels, pair_first)
         if tokenizer_kwargs.get("truncation"):
             tokenizer_kwargs["max_length"] = limit
         cuts = tokenizer_kwargs.get("truncation") is not None
@@ -611,25 +586,17 @@ class VTFusionProcessor(ProcessorMixin):
                 starts = self._window_starts(count, size, stride, index)
             has_token = np.flatnonzero(read_at >= 0)
             positions = read_at[has_token]
-            owner, best = np.full(len(positions), -1), np.full(len(positions), -1)
-            ranges = []
-            for window, start in enumerate(starts):
-                end = min(start + size, count)
-                low, high = np.searchsorted(positions, [start, end])
-                inside = positions[low:high]
-                distance = np.minimum(inside - start, end - 1 - inside)
-                closer = distance > best[low:high]
-                best[low:high][closer] = distance[closer]
-                owner[low:high][closer] = window
-                ranges.append((start, end, low, high))
+            bounds = [(start, min(start + size, count)) for start in starts]
+            owner = assign_windows(positions, bounds)
             # −1 reads the last one
             labels = None if word_labels is None else np.array([*word_labels[index], -100])
-            for window, (start, end, low, high) in enumerate(ranges):
+            for window, (start, end) in enumerate(bounds):
                 body = slice(offset + start, offset + end)
                 for name in names:
                     values = encoded[name][index]
                     windows[name].append(values[:offset] + values[body] + values[offset + count :])
                 read = np.full(length - count + end - start, -1)
+                low, high = np.searchsorted(positions, [start, end])
                 owned = np.flatnonzero(owner[low:high] == window) + low
                 read[offset + positions[owned] - start] = has_token[owned]
                 windows["word_positions"].append(read.tolist())
@@ -640,6 +607,24 @@ class VTFusionProcessor(ProcessorMixin):
                 if labels is not None:
                     windows["labels"].append(labels[read].tolist())
         return rows, windows
+
+    def _read_rows(
+        self, texts: Sequence[Any], pairs: Any, word_labels: Any, pair_first: bool
+    ) -> tuple[list[TextRow], list[str] | None, list[list[int]] | None]:
+        """The words of each text, its second text and the labels of its words, all checked."""
+        if len(texts) == 0:
+            raise ValueError("field `text`: there are no texts")
+        rows = [read_text(text, index) for index, text in enumerate(texts)]
+        for name, values in (("text_pair", pairs), ("word_labels", word_labels)):
+            if values is not None and len(values) != len(rows):
+                raise ValueError(f"field `{name}`: there are {len(values)} rows for {len(rows)} texts")
+        if word_labels is not None:
+            word_labels = [read_labels(word_labels[i], row.words, i) for i, row in enumerate(rows)]
+        if pairs is not None:
+            pairs = [read_text(pair, index, "text_pair").text for index, pair in enumerate(pairs)]
+        elif pair_first:
+            raise ValueError("`pair_first` says where `text_pair` stands, and there is none")
+        return rows, pairs, word_labels
 
     def _window_starts(self, count: int, size: int, stride: int | None, row: int) -> list[int]:
         if size < 1:
@@ -704,6 +689,25 @@ class VTFusionProcessor(ProcessorMixin):
                     raise ValueError(f"row {index}, field `images`: {where}{error}") from error
                 decoded[-1].append(None if image is None else known[id(image)])
         return decoded
+
+    def _pictures(
+        self,
+        image_rows: list[list[Any]],
+        rows: list[TextRow],
+        allow_paths: bool = False,
+        allow_urls: bool = False,
+        **images_kwargs: Any,
+    ) -> dict[str, torch.Tensor]:
+        """The images of texts, whose sizes and views go into their rows."""
+        decoded = self._decode(image_rows, allow_paths, allow_urls, **images_kwargs)
+        for row, pixels in zip(rows, decoded, strict=True):
+            sizes = [None if image is None else (image.shape[1], image.shape[0]) for image in pixels]
+            row.image_sizes = sizes
+            row.image_views = [
+                None if size is None else visible_rectangle(self.image_processor, *size, **images_kwargs)
+                for size in sizes
+            ]
+        return self._pixels(decoded, **images_kwargs)
 
     def _pixels(self, rows: list[list[np.ndarray | None]], **images_kwargs: Any) -> dict[str, torch.Tensor]:
         places = [(r, s) for r, row in enumerate(rows) for s, image in enumerate(row) if image is not None]
@@ -1187,6 +1191,15 @@ def _rows_with_image(batch: VTFusionBatch) -> np.ndarray:
 
 def _words(row: TextRow) -> list[tuple[str, Span]]:
     return list(zip(row.words, row.spans, strict=True))
+
+
+def _stack(windows: list[list[Any]], shape: tuple[int, ...], side: str) -> np.ndarray:
+    """Windows of unequal length as one array, filled up with −1 on one side."""
+    stacked = np.full((len(windows), *shape), -1, dtype=np.int64)
+    for row, window in zip(stacked, windows, strict=True):
+        start = shape[0] - len(window) if side == "left" else 0
+        row[start : start + len(window)] = window
+    return stacked
 
 
 def _as_array(windows: list[list[int]]) -> Any:

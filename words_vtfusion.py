@@ -133,6 +133,29 @@ def first_tokens(token_spans: np.ndarray, word_spans: np.ndarray) -> np.ndarray:
     return chosen
 
 
+def assign_windows(positions: np.ndarray, windows: Sequence[Span]) -> np.ndarray:
+    """
+    The window in which each word is read: of those that hold its token the one where it has most text on both sides, the
+    first of several.
+
+    Args:
+        positions (`np.ndarray` of shape `(num_words,)`): The tokens of the words, in order.
+        windows (`Sequence[tuple[int, int]]`): The first token of each window and the one behind its last.
+
+    Returns:
+        `np.ndarray` of shape `(num_words,)`: The windows, −1 for a word in none.
+    """
+    owner, most = np.full(len(positions), -1), np.full(len(positions), -1)
+    for window, (start, end) in enumerate(windows):
+        low, high = np.searchsorted(positions, [start, end])
+        inside = positions[low:high]
+        context = np.minimum(inside - start, end - 1 - inside)
+        better = context > most[low:high]
+        most[low:high][better] = context[better]
+        owner[low:high][better] = window
+    return owner
+
+
 def visible_spans(spans: np.ndarray, text: str) -> np.ndarray:
     """
     Spans without the spaces at their ends: some tokenizers count the space before a word as a part of its token.

@@ -39,7 +39,7 @@ from vtfusion import (
     processing_vtfusion,
 )
 from vtfusion.images_vtfusion import decode_image, paint, visible_rectangle
-from vtfusion.words_vtfusion import first_tokens, viterbi
+from vtfusion.words_vtfusion import assign_windows, first_tokens, viterbi
 
 LABELS = {0: "O", 1: "B-PER", 2: "I-PER", 3: "B-LOC", 4: "I-LOC"}
 IDS = {label: index for index, label in LABELS.items()}
@@ -1182,3 +1182,10 @@ def test_an_image_processor_that_does_not_say_whether_it_rescales(bert):
     processor.image_processor = SimpleNamespace()
     with pytest.raises(ValueError, match="float pixels must lie in"):
         processor(text="fox", images=np.full((4, 4, 3), 300.0))
+
+
+def test_words_are_read_where_most_text_is_around_them():
+    # tokens 0 … 9 in windows of 6 that share 4; token 3 is two from the end of the first, one from the start of the second
+    assert assign_windows(np.arange(10), [(0, 6), (2, 8), (4, 10)]).tolist() == [0, 0, 0, 0, 1, 1, 2, 2, 2, 2]
+    assert assign_windows(np.array([1, 7]), [(0, 4)]).tolist() == [0, -1]
+    assert assign_windows(np.empty(0, dtype=np.int64), [(0, 4)]).tolist() == []

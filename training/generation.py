@@ -37,7 +37,6 @@ except ImportError as error:
 
 logger = logging.get_logger(__name__)
 
-METRICS = ("log_likelihood", "exact_match", "bleu")
 _PROMPT_COLUMNS = ("prompt", "question", "instruction", "query")
 _RESPONSE_COLUMNS = (
     "response",
@@ -383,7 +382,7 @@ class ResponseEvaluator:
     Args:
         dataset (`datasets.Dataset`): of [`load_generation_dataset`].
         prompts (`Sequence[str]`): what the model read before each response.
-        metric (`str`): the score that sums it up, one of `METRICS`.
+        metric (`str`): the score that sums it up: `log_likelihood`, `exact_match` or `bleu`.
     """
 
     field = "generated"
