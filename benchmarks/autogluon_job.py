@@ -6,7 +6,7 @@ python3 -m venv autogluon
 autogluon/bin/pip install "torch==2.12.*" "torchvision==0.27.*" "autogluon.multimodal==1.6.3"
 autogluon/bin/python benchmarks/autogluon_job.py '{"task": "classification", …}'
 
-Trains with AutoGluon's defaults but for the encoders, the number of epochs, float32, no worker processes and a seed, and writes
+Trains with AutoGluon's defaults but for the encoders, the epochs, perhaps the batch, float32, no worker processes and a seed, and writes
 a line of JSON for each test row: its label, or its entities as characters of the words joined by spaces. AutoGluon knows
 vision encoders of timm alone: of a saved MobileNetV2 it makes timm's `mobilenetv2_100`, which has the same parts in the same
 order. Entities with images end in a TypeError in 1.6.3 as it is, whose `fusion_ner` calls two arguments by older names; here both
@@ -112,6 +112,8 @@ def main(job: dict[str, Any]) -> None:
         "env.num_workers": 0,
         "env.num_workers_inference": 0,
     }
+    if job["batch_size"] is not None:
+        settings["env.batch_size"] = job["batch_size"]
     kinds = {"text": "text_ner", "image": "image_path", "label": "ner_annotation"} if ner else None
     predictor = MultiModalPredictor(
         label="label", problem_type="ner" if ner else "multiclass", path=str(output / "model"), verbosity=1

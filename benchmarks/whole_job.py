@@ -7,7 +7,7 @@ python benchmarks/whole_job.py --autogluon_python autogluon/bin/python --task cl
     --train_file outputs/mvsa/fold-0/train.jsonl --validation_file outputs/mvsa/fold-0/valid.jsonl \
     --test_file outputs/mvsa/fold-0/test.jsonl --image_folder data/mvsa-single
 
-Both have the same rows, encoders (MobileNetV2), number of epochs and seed, float32 and the same threads. AutoGluon keeps its
+Both have the same rows, encoders (MobileNetV2), epochs and seed, float32 and the same threads. AutoGluon keeps its
 other defaults (see `benchmarks/autogluon_job.py`, which says how to install it), and trains the vision encoder too;
 VTFusion runs its script with the flags of `--flags` and a feature cache that starts empty. Wall time and peak memory are those
 of the whole process, from its start to its end, imports and tests included.
@@ -40,6 +40,9 @@ class JobArguments(BenchmarkArguments):
     test_file: str = field(metadata={"help": "JSON lines."})
     image_folder: str = field(metadata={"help": "What the image paths start from."})
     num_train_epochs: int = field(default=3, metadata={"help": "Of both."})
+    autogluon_batch_size: int | None = field(
+        default=None, metadata={"help": "Rows of a step of AutoGluon, by its default 128."}
+    )
     flags: str = field(
         default="--learning_rate 5e-5 --fusion_learning_rate 5e-4 --per_device_train_batch_size 16 --warmup_steps 0.1",
         metadata={"help": "Of VTFusion's script."},
@@ -97,6 +100,7 @@ def main(args: JobArguments) -> None:
         "task": args.task,
         "image_folder": str(Path(args.image_folder).resolve()),
         "num_train_epochs": args.num_train_epochs,
+        "batch_size": args.autogluon_batch_size,
         "seed": args.seed,
         "output_dir": str(output / "autogluon"),
     }

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from torch.utils.data import Sampler, SequentialSampler
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from .checkpoints import CheckpointCallback
@@ -39,6 +39,20 @@ def parameter_groups(
             rate = learning_rate if is_encoder else fusion_learning_rate
             groups.setdefault((rate, weight_decay if parameter.dim() > 1 else 0.0), []).append(parameter)
     return [{"params": each, "lr": rate, "weight_decay": decay} for (rate, decay), each in groups.items()]
+
+
+def sharded_classes(model: PreTrainedModel) -> list[str]:
+    """
+    Names of the module classes that FSDP2 shards one by one: those that the model's parts must not split, without what
+    holds the input embeddings. Accelerate shards these by themselves, and fails where they are sharded already (in
+    BertEmbeddings, for one).
+
+    Args:
+        model (`PreTrainedModel`): the model.
+    """
+    embeddings = model.get_input_embeddings()
+    around = {type(module).__name__ for module in model.modules() if embeddings in module.children()}
+    return sorted(set(model._no_split_modules or ()) - around)
 
 
 class _OrderCallback(TrainerCallback):
@@ -71,6 +85,9 @@ class VTFusionTrainer(Trainer):
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
+        plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
+        if getattr(plugin, "fsdp_version", 1) == 2 and plugin.transformer_cls_names_to_wrap is None:
+            plugin.transformer_cls_names_to_wrap = sharded_classes(self.model)
         self._checkpoints = CheckpointCallback()
         self._order = torch.Generator()
         self.add_callback(self._checkpoints)
