@@ -42,7 +42,7 @@ ENVIRONMENTS = {
     "3.12": Environment("3.12"),
     "3.13": Environment("3.13"),
     "oldest": Environment("3.11", "constraints-oldest.txt"),
-    "torch-2.6": Environment("3.11", "constraints-oldest.txt", {"torch": "2.6.0"}),
+    "torch-2.6": Environment("3.11", "constraints-oldest.txt", {"torch": "2.6.0", "sympy": "1.13.1"}),
     "torch-newest": Environment("3.13", pins={"torch": "2.14.1"}),
 }
 
