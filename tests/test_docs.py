@@ -474,6 +474,7 @@ def test_the_reference_has_every_public_name_and_its_links_lead_somewhere(tmp_pa
     assert '<a href="vtfusion/processing_vtfusion.html#VTFusionProcessor">VTFusionProcessor</a>' in page
     page = pages[tmp_path / "vtfusion" / "processing_vtfusion.html"]
     assert "VTFusionProcessor.__call__" in places[tmp_path / "vtfusion" / "processing_vtfusion.html"]
+    page = pages[tmp_path / "vtfusion" / "words_vtfusion.html"]
     assert "<strong>spans</strong> (<code>list[tuple[int, int]]</code>):" in page
 
 
