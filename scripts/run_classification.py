@@ -58,7 +58,7 @@ def run(
     windows = by_length(
         {
             split: encode_labelled_texts(
-                rows, processor, images[0][split], data_args.num_proc, image_only=data_args.image_only
+                rows, processor, images.keys[split], data_args.num_proc, image_only=data_args.image_only
             )
             for split, rows in dataset.items()
         }

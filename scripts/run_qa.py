@@ -51,7 +51,7 @@ def run(
     images = prepare_images(dataset, model, processor, data_args, training_args)
     windows = by_length(
         {
-            split: encode_question_windows(rows, processor, images[0][split], data_args.num_proc)
+            split: encode_question_windows(rows, processor, images.keys[split], data_args.num_proc)
             for split, rows in dataset.items()
         }
     )

@@ -54,7 +54,9 @@ def run(
     images = prepare_images(dataset, model, processor, data_args, training_args)
     windows = by_length(
         {
-            split: encode_questions(rows, processor, images[0][split], answer_names, problem_type, data_args.num_proc)
+            split: encode_questions(
+                rows, processor, images.keys[split], answer_names, problem_type, data_args.num_proc
+            )
             for split, rows in dataset.items()
         }
     )

@@ -21,7 +21,7 @@ from .arguments import DataArguments, ModelArguments, VTFusionTrainingArguments
 from .checkpoints import find_checkpoint_damage, last_whole_checkpoint, remove_surplus, stopped_early
 from .collator import FusionCollator
 from .files import claim_folder, release_folder, replaced_whole, write_whole
-from .images import IMAGE_CONDITIONS, FeatureCache, ImageStore, RowKeys, apply_condition
+from .images import IMAGE_CONDITIONS, PreparedImages, RowKeys, apply_condition
 from .lora import merge_lora
 from .model_card import Score, format_score, write_model_card
 from .trainer import VTFusionTrainer
@@ -135,7 +135,7 @@ def fine_tune(
     processor: VTFusionProcessor,
     windows: Mapping[str, Dataset],
     evaluators: Mapping[str, MetricEvaluator],
-    images: tuple[dict[str, list[RowKeys]], ImageStore, FeatureCache | None],
+    images: PreparedImages,
     model_args: ModelArguments,
     data_args: DataArguments,
     training_args: VTFusionTrainingArguments,
@@ -156,7 +156,7 @@ def fine_tune(
             For each split the inputs of the model, with `row`, `length` and `image_keys`.
         evaluators (`Mapping[str, MetricEvaluator]`):
             For each split but `"train"`.
-        images (`tuple`):
+        images ([`PreparedImages`]):
             What [`prepare_images`] returned.
         model_args ([`ModelArguments`]):
             Where the model came from, for its card.
@@ -171,14 +171,13 @@ def fine_tune(
         `dict[str, Any]`: what stands in `results.json`: the scores by split and image condition, seconds, peak memory,
         seed and versions.
     """
-    image_keys, store, cache = images
     results: dict[str, Any] = {}
     if "validation" not in windows:
         training_args.eval_strategy, training_args.load_best_model_at_end = "no", False
     trainer = VTFusionTrainer(
         model=model,
         args=training_args,
-        data_collator=FusionCollator(processor, store, cache, num_labels=model.config.num_labels),
+        data_collator=FusionCollator(processor, images.store, images.cache, num_labels=model.config.num_labels),
         train_dataset=windows.get("train"),
         eval_dataset=windows.get("validation"),
         compute_metrics=evaluators.get("validation"),
@@ -191,7 +190,7 @@ def fine_tune(
     # Scored below, by the evaluator of the split.
     trainer.compute_metrics = None
     results |= test_conditions(
-        lambda rows: trainer.predict(rows).predictions, windows, evaluators, image_keys, data_args, training_args
+        lambda rows: trainer.predict(rows).predictions, windows, evaluators, images.keys, data_args, training_args
     )
     if "train" in windows:
         write_card(model.config, results, evaluators, task, model_args, data_args, training_args)

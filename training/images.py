@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import PIL.Image
@@ -153,13 +153,28 @@ def _skip(error: ValueError, on_bad_image: str) -> None:
     logger.warning("%s: counts as no image.", error)
 
 
+class PreparedImages(NamedTuple):
+    """
+    The images of all splits, as [`prepare_images`] leaves them.
+
+    Attributes:
+        keys (`dict[str, list[list[str] | None]]`): for each split the keys of the images of each row.
+        store ([`ImageStore`]): where the images are.
+        cache ([`FeatureCache`], *optional*): `None` where the vision encoder is trained or there is no image.
+    """
+
+    keys: dict[str, list[RowKeys]]
+    store: ImageStore
+    cache: "FeatureCache | None"
+
+
 def prepare_images(
     dataset: DatasetDict,
     model: VTFusionPreTrainedModel,
     processor: VTFusionProcessor,
     data_args: DataArguments,
     training_args: TrainingArguments,
-) -> tuple[dict[str, list[RowKeys]], ImageStore, "FeatureCache | None"]:
+) -> PreparedImages:
     """
     Gets the images of all splits ready: with a frozen vision encoder their features are computed or found in the
     cache, else every image is decoded once, so that a broken one shows before the training.
@@ -172,8 +187,7 @@ def prepare_images(
         training_args (`TrainingArguments`): the device, and which process goes first.
 
     Returns:
-        `tuple` of, by split, the keys of the images of each row (unreadable ones are left out); the [`ImageStore`];
-        and the [`FeatureCache`], `None` where the vision encoder is trained or there is no image.
+        [`PreparedImages`]: without the keys of unreadable images.
     """
     store = ImageStore()
     keys: dict[str, list[RowKeys]] = {}
@@ -201,7 +215,7 @@ def prepare_images(
         for split, rows in keys.items():
             print(f"{split}: {sum(row is not None for row in rows):,} of {len(rows):,} texts have an image")
         print(f"{len(store):,} different images, {len(bad)} of them unreadable and left out")
-    return keys, store, cache
+    return PreparedImages(keys, store, cache)
 
 
 def apply_condition(rows: Sequence[RowKeys], condition: str, seed: int = 0) -> list[RowKeys]:
@@ -381,7 +395,6 @@ class FeatureCache:
                     }
             self.model.train(training)
 
-        # An exception inside a generator of `datasets` arrives wrapped in one that says nothing: look here first.
         if self._write(rows()):
             self._open()
         return bad
