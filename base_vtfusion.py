@@ -309,6 +309,15 @@ class VTFusionVisionModel(VTFusionPreTrainedModel):
             mask = visual_mask.bool() if mask is None else mask & visual_mask.bool()
         return visual_embeds, visual_boxes, None if mask is None else mask.flatten(1)
 
+    def drop_images(
+        self, visual_mask: torch.Tensor | None, shape: tuple[int, int], device: torch.device
+    ) -> torch.Tensor | None:
+        """Image dropout: in training, some rows lose all their images. Takes and gives the mask `(B, N)` of `shape`."""
+        if not self.training or self.config.image_dropout == 0:
+            return visual_mask
+        keeps = torch.rand(shape[0], 1, device=device) >= self.config.image_dropout
+        return keeps.expand(shape) if visual_mask is None else visual_mask & keeps
+
     def project_images(
         self, features: torch.Tensor, boxes: torch.Tensor, visual_mask: torch.Tensor | None
     ) -> tuple[torch.Tensor, torch.Tensor]:

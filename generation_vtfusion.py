@@ -449,7 +449,7 @@ class VTFusionForConditionalGeneration(VTFusionVisionModel, GenerationMixin):
             if image_key_values is not None:
                 raise ValueError("Give images or `image_key_values`, not both.")
             image, image_key_mask = self._encode(images)
-            image_key_mask = self._drop_images(image, image_key_mask)
+            image_key_mask = self.drop_images(image_key_mask, (image.shape[0], image.shape[1]), image.device)
             image_key_values = self._states(image, None)["image_key_values"]
         inputs: dict[str, Any] = {
             "input_ids": input_ids,
@@ -494,13 +494,6 @@ class VTFusionForConditionalGeneration(VTFusionVisionModel, GenerationMixin):
             return self.text_model(**inputs, return_dict=True)
         finally:
             _READING.reset(token)
-
-    def _drop_images(self, image: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor | None:
-        """Image dropout: rows lose their images at random in training."""
-        if not self.training or self.config.image_dropout == 0:
-            return mask
-        keeps = torch.rand(image.shape[0], 1, device=image.device) >= self.config.image_dropout
-        return keeps.expand(image.shape[:2]) if mask is None else mask & keeps
 
     def _attention(self, reading: _Reading) -> torch.Tensor:
         """Alpha of the last block `(B, heads, L, N)`, zero where a token may look at no image."""

@@ -203,10 +203,8 @@ class VTFusionModel(VTFusionVisionModel):
         if features is None:
             return VTFusionModelOutput(**result)
 
-        if self.training and self.config.image_dropout > 0:
-            keeps = torch.rand(features.shape[0], 1, device=features.device) >= self.config.image_dropout
-            shape = (features.shape[0], features.shape[1] * features.shape[2])
-            visual_mask = keeps.expand(shape) if visual_mask is None else visual_mask & keeps
+        shape = (features.shape[0], features.shape[1] * features.shape[2])
+        visual_mask = self.drop_images(visual_mask, shape, features.device)
         result["visual_mask"] = visual_mask
         rows = _rows_to_fuse(visual_mask)
         parts: tuple[Any, ...] = (text, text_mask, features, boxes, visual_mask)
