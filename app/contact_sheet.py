@@ -16,7 +16,7 @@ from datasets import DatasetDict
 
 from ..images_vtfusion import decode_image
 from .pages import escape, html_page, image_data_uri, thumbnail
-from .plotting import _is_right_to_left, _require_matplotlib
+from .plotting import is_right_to_left, require_matplotlib
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -209,7 +209,7 @@ def plot_contact_sheet(rows: Sequence[SheetRow], title: str = "Contact sheet", n
     Raises:
         `ImportError`: matplotlib is not installed.
     """
-    _require_matplotlib()
+    require_matplotlib()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -293,6 +293,6 @@ def _place_words(
             break
         placed.append((x, extent, line, word, bold))
         x += extent + space
-    if _is_right_to_left(row.words):
+    if is_right_to_left(row.words):
         placed = [(room - x - extent, extent, line, word, bold) for x, extent, line, word, bold in placed]
     return [(x, line, word, bold) for x, _, line, word, bold in placed], line + 1

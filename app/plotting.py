@@ -39,7 +39,13 @@ _WORD_SIZE, _LABEL_SIZE, _VALUE_SIZE, _SPACE = 13.0, 8.0, 7.0, 6.0
 _CHIP_PADDING, _WORD_HEIGHT, _LABEL_HEIGHT, _GATE_HEIGHT, _LINE_SKIP = 3.0, 18.0, 11.0, 17.0, 9.0
 
 
-def _require_matplotlib() -> None:
+def require_matplotlib() -> None:
+    """
+    Asks for matplotlib before anything is drawn.
+
+    Raises:
+        `ImportError`: telling how to install it.
+    """
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError as error:
@@ -100,7 +106,7 @@ def plot_entities(
     2
     ```
     """
-    _require_matplotlib()
+    require_matplotlib()
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -165,7 +171,7 @@ def plot_gate(words: Sequence[str], gates: Sequence[float] | np.ndarray) -> "Fig
         `ImportError`: If matplotlib is not installed.
         `ValueError`: If there is not one gate per word.
     """
-    _require_matplotlib()
+    require_matplotlib()
     from matplotlib.figure import Figure
 
     words = [str(word) for word in words]
@@ -211,7 +217,7 @@ def plot_ablation(report: AblationReport) -> "Figure":
     Raises:
         `ImportError`: If matplotlib is not installed.
     """
-    _require_matplotlib()
+    require_matplotlib()
     from matplotlib.figure import Figure
 
     deciding = [("true", "shuffled"), ("true", TEXT_ONLY)]
@@ -348,7 +354,8 @@ def _shorten(text: str, length: int) -> str:
     return text if len(text) <= length else text[: length - 1] + "…"
 
 
-def _is_right_to_left(words: Sequence[str]) -> bool:
+def is_right_to_left(words: Sequence[str]) -> bool:
+    """Whether the first letter with a direction is of a script that is read from the right."""
     directions = (unicodedata.bidirectional(char) for word in words for char in word)
     return next((direction in ("R", "AL") for direction in directions if direction in ("L", "R", "AL")), False)
 
@@ -402,7 +409,7 @@ def _layout_sentence(
             left, line = _CHIP_PADDING, line + 1
         placed.append((left, extent, line, text))
         left += extent + _SPACE + 2 * _CHIP_PADDING * (index in ends or index + 1 in starts)
-    if _is_right_to_left(words):
+    if is_right_to_left(words):
         placed = [(width - left - extent, extent, line, text) for left, extent, line, text in placed]
 
     upper = _LABEL_HEIGHT if entities else 0.0
@@ -606,7 +613,7 @@ def heat_picture(
     Raises:
         `ImportError`: If matplotlib is not installed.
     """
-    _require_matplotlib()
+    require_matplotlib()
     from matplotlib import colormaps
 
     values = np.nan_to_num(np.asarray(heatmap, dtype=float))

@@ -133,7 +133,7 @@ class WordEvaluator:
         """
         outputs, batch = self.gather(predictions, image_keys)
         entities = self.processor.post_process_token_classification(outputs, batch, self.id2label, self.decoding)
-        tags = self.answers(predictions)
+        tags = self.processor.predict_word_labels(outputs, batch, self.id2label, self.decoding)
         return [
             {
                 "row": index,
