@@ -39,9 +39,10 @@ test-slow: $(INSTALLED)  ## the tests that take longer
 test-oldest:  ## `make test` on the oldest versions that pyproject.toml allows, but the tested torch
 	$(MAKE) test VENV=.venv-oldest CONSTRAINTS=constraints-oldest.txt
 
-lint: $(INSTALLED)  ## ruff: rules and format
+lint: $(INSTALLED)  ## ruff: rules and format; import-linter: who may import whom
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-cache --no-logo
 
 format: $(INSTALLED)  ## ruff: mend what it can
 	$(BIN)/ruff check --fix .
