@@ -1,5 +1,6 @@
-"""What the project says about itself: pinned versions, warnings that are errors, and campaigns that can find something."""
+"""What the project says about itself: pins, warnings that are errors, its architecture, campaigns that can find something."""
 
+import ast
 import importlib.util
 import re
 import tomllib
@@ -36,6 +37,42 @@ def test_what_our_own_code_calls_must_not_be_on_its_way_out(kind):
             exec(code, {"__name__": module, "warnings": warnings, "kind": kind})
     for module in ("datasets.arrow", "vtfusion_other", "a.vtfusion"):
         exec(code, {"__name__": module, "warnings": warnings, "kind": kind})
+
+
+def parse(path):
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def test_places_that_the_architecture_names_exist():
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    places = re.findall(r"`([\w/]+\.py):([\w.]+)`", text)
+    assert len(places) > 20
+    for file, names in places:
+        scope = parse(ROOT / file)
+        for name in names.split("."):
+            found = [node for node in scope.body if getattr(node, "name", None) == name]
+            assert found, f"{file} has no {names}"
+            scope = found[0]
+
+
+def test_nothing_in_the_package_takes_from_what_is_outside_of_it():
+    """What import-linter does not see: bare names, as scripts, benchmarks and tests have them beside each other."""
+    allowed = {"scripts/quickstart.py": {"run_ner"}}  # which it is, on data that it draws
+    seen = {}
+    outside = {path.stem for folder in ("scripts", "benchmarks", "tests") for path in (ROOT / folder).glob("*.py")}
+    outside = outside - {"__init__"} | {"scripts", "benchmarks", "tests"}
+    assert {"run_ner", "measuring", "tiny"} <= outside
+    for path in (path for folder in (".", "training", "app", "scripts") for path in (ROOT / folder).glob("*.py")):
+        for node in ast.walk(parse(path)):
+            if isinstance(node, ast.Import):
+                taken = {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.level == 0:
+                taken = {node.module.split(".")[0]}
+            else:
+                continue
+            if taken & outside:
+                seen.setdefault(path.relative_to(ROOT).as_posix(), set()).update(taken & outside)
+    assert seen == allowed
 
 
 @pytest.fixture(scope="module")
