@@ -319,7 +319,8 @@ def test_what_an_image_processor_cannot_prepare_is_named(rows, tmp_path, caplog)
     ):
         processor(text=["a", "b"], images=[FLAT, [FLAT, None, narrow]])
     model = VTFusionForTokenClassification(tiny_config("bert", "detr"))
-    store, keys = store_of(rows(encode(narrow)))
+    file = rows(encode(narrow))
+    store, keys = store_of(file)
     message = r"^split 'train', row 1, field `images`: Detr\w+ cannot prepare .*--on_bad_image skip_image"
     with pytest.raises(ValueError, match=message):
         FeatureCache(model, processor, tmp_path / "features").add(store, ["blank", *store.keys()], "error")
@@ -327,6 +328,14 @@ def test_what_an_image_processor_cannot_prepare_is_named(rows, tmp_path, caplog)
     assert cache.add(store, ["blank", *store.keys()], "skip_image") == {keys[1][0]}
     assert "blank" in cache and keys[1][0] not in cache
     assert "cannot prepare an image of 20000×1 pixels" in caplog.text
+
+    # with a vision encoder that is trained, before the training too
+    dataset = load_token_classification_dataset(train_file=file, cache_dir=tmp_path / "cache")
+    training = TrainingArguments(output_dir=str(tmp_path / "out"), use_cpu=True, report_to="none")
+    with pytest.raises(ValueError, match=message):
+        prepare_images(dataset, model, processor, DataArguments(train_file=str(file)), training)
+    skipping = DataArguments(train_file=str(file), on_bad_image="skip_image")
+    assert prepare_images(dataset, model, processor, skipping, training).keys == {"train": [None, None]}
 
 
 # Errors ---------------------------------------------------------------------------------------------------------------
@@ -348,10 +357,10 @@ def test_broken_pictures_are_named_at_every_door(parts, pipe, rows, tmp_path, ca
     store, keys = store_of(file)
     where = rf"^split 'train', row 1, field `images`: .*picture\.jpg: .*{message}.*--on_bad_image skip_image"
     cache = FeatureCache(model, processor, tmp_path / "features")
-    for check in (lambda: store.find_bad("error"), lambda: cache.add(store, store.keys(), "error")):
+    for check in (lambda: store.find_bad("error", processor), lambda: cache.add(store, store.keys(), "error")):
         with pytest.raises(ValueError, match=where):
             check()
-    assert store.find_bad("skip_image") == cache.add(store, store.keys(), "skip_image") == {keys[1][0]}
+    assert store.find_bad("skip_image", processor) == cache.add(store, store.keys(), "skip_image") == {keys[1][0]}
     assert "picture.jpg" in caplog.text
 
     examples = load_examples(file, pipe)

@@ -63,14 +63,14 @@ def test_store_cuts_at_max_images():
     assert len(ImageStore().add_split("train", dataset_of([RED, GREEN, BLUE]), max_images=2)[0]) == 2
 
 
-def test_bad_image_names_split_row_and_field():
+def test_bad_image_names_split_row_and_field(parts):
     store = ImageStore()
     keys = store.add_split("train", dataset_of([RED], [b"not an image"]))
     with pytest.raises(ValueError, match=r"split 'train', row 1, field `images`"):
         store.load(keys[1][0])
     with pytest.raises(ValueError, match="skip_image"):
-        store.find_bad("error")
-    assert store.find_bad("skip_image") == {keys[1][0]}
+        store.find_bad("error", parts[1])
+    assert store.find_bad("skip_image", parts[1]) == {keys[1][0]}
 
 
 def test_conditions_by_hand():

@@ -124,23 +124,35 @@ class ImageStore:
         except ValueError as error:
             raise ValueError(f"{self.where(key)}, field `images`: {error}") from error
 
-    def find_bad(self, on_bad_image: str, known_good: Sequence[str] = ()) -> set[str]:
+    def prepare(self, key: str, image: Any, processor: VTFusionProcessor) -> dict[str, torch.Tensor]:
         """
-        Decodes every image once.
+        Model inputs of an image that was loaded.
+
+        Raises:
+            `ValueError`: naming the split, the row and the field, if the image processor cannot prepare it.
+        """
+        try:
+            return processor.encode_images([[image]])
+        except ValueError as error:
+            message = str(error).removeprefix("row 0, ")
+            raise ValueError(f"{self.where(key)}, {message}") from error
+
+    def find_bad(self, on_bad_image: str, processor: VTFusionProcessor) -> set[str]:
+        """
+        Decodes and prepares every image once.
 
         Args:
-            on_bad_image (`str`): `"error"` raises at the first that cannot be decoded, `"skip_image"` collects them.
-            known_good (`Sequence[str]`, *optional*): keys that need no check.
+            on_bad_image (`str`): `"error"` raises at the first that cannot be decoded or prepared, `"skip_image"`
+                collects them.
+            processor ([`VTFusionProcessor`]): prepares the images.
 
         Returns:
-            `set[str]`: keys of the images that cannot be decoded.
+            `set[str]`: keys of the images that cannot be decoded or prepared.
         """
         bad = set()
-        for key in logging.tqdm(
-            [k for k in self._places if k not in set(known_good)], desc="Checking images", leave=False
-        ):
+        for key in logging.tqdm(self._places, desc="Checking images", leave=False):
             try:
-                self.load(key)
+                self.prepare(key, self.load(key), processor)
             except ValueError as error:
                 _skip(error, on_bad_image)
                 bad.add(key)
@@ -177,7 +189,7 @@ def prepare_images(
 ) -> PreparedImages:
     """
     Gets the images of all splits ready: with a frozen vision encoder their features are computed or found in the
-    cache, else every image is decoded once, so that a broken one shows before the training.
+    cache, else every image is decoded and prepared once, so that a broken one shows before the training.
 
     Args:
         dataset (`DatasetDict`): splits with or without a column `images`.
@@ -197,7 +209,7 @@ def prepare_images(
     cache = None
     encoder = model.base_model.vision_model
     if len(store) > 0 and any(parameter.requires_grad for parameter in encoder.parameters()):
-        bad = store.find_bad(data_args.on_bad_image)
+        bad = store.find_bad(data_args.on_bad_image, processor)
     elif len(store) > 0:
         with training_args.main_process_first(desc="vision features"):
             cache = FeatureCache(
@@ -368,10 +380,9 @@ class FeatureCache:
             except ValueError:
                 for key in list(images):
                     try:
-                        self.processor.encode_images([[images[key]]])
+                        store.prepare(key, images[key], self.processor)
                     except ValueError as error:
-                        message = str(error).removeprefix("row 0, ")
-                        _skip(ValueError(f"{store.where(key)}, {message}"), on_bad_image)
+                        _skip(error, on_bad_image)
                         bad.add(key)
                         del images[key]
                 return self.processor.encode_images([[image] for image in images.values()])
