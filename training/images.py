@@ -165,71 +165,6 @@ def _skip(error: ValueError, on_bad_image: str) -> None:
     logger.warning("%s: counts as no image.", error)
 
 
-class PreparedImages(NamedTuple):
-    """
-    The images of all splits, as [`prepare_images`] leaves them.
-
-    Attributes:
-        keys (`dict[str, list[list[str] | None]]`): for each split the keys of the images of each row.
-        store ([`ImageStore`]): where the images are.
-        cache ([`FeatureCache`], *optional*): `None` where the vision encoder is trained or there is no image.
-    """
-
-    keys: dict[str, list[RowKeys]]
-    store: ImageStore
-    cache: "FeatureCache | None"
-
-
-def prepare_images(
-    dataset: DatasetDict,
-    model: VTFusionPreTrainedModel,
-    processor: VTFusionProcessor,
-    data_args: DataArguments,
-    training_args: TrainingArguments,
-) -> PreparedImages:
-    """
-    Gets the images of all splits ready: with a frozen vision encoder their features are computed or found in the
-    cache, else every image is decoded and prepared once, so that a broken one shows before the training.
-
-    Args:
-        dataset (`DatasetDict`): splits with or without a column `images`.
-        model ([`VTFusionPreTrainedModel`]): its vision encoder computes the features; moved to the device for that.
-        processor ([`VTFusionProcessor`]): prepares the images.
-        data_args ([`DataArguments`]): `text_only`, `max_images`, `on_bad_image`, `feature_cache_dir`, `feature_dtype`.
-        training_args (`TrainingArguments`): the device, and which process goes first.
-
-    Returns:
-        [`PreparedImages`]: without the keys of unreadable images.
-    """
-    store = ImageStore()
-    keys: dict[str, list[RowKeys]] = {}
-    for split, rows in dataset.items():
-        keys[split] = [None] * len(rows) if data_args.text_only else store.add_split(split, rows, data_args.max_images)
-    bad: set[str] = set()
-    cache = None
-    encoder = model.base_model.vision_model
-    if len(store) > 0 and any(parameter.requires_grad for parameter in encoder.parameters()):
-        bad = store.find_bad(data_args.on_bad_image, processor)
-    elif len(store) > 0:
-        with training_args.main_process_first(desc="vision features"):
-            cache = FeatureCache(
-                model.to(training_args.device), processor, data_args.feature_cache_dir, data_args.feature_dtype
-            )
-            started = time.perf_counter()
-            bad = cache.add(store, [*store.keys(), BLANK_KEY], data_args.on_bad_image)
-            logger.info("vision features ready after %.1f s", time.perf_counter() - started)
-    if bad:
-        keys = {
-            split: [[key for key in row or [] if key not in bad] or None for row in rows]
-            for split, rows in keys.items()
-        }
-    if training_args.process_index == 0 and not data_args.text_only:
-        for split, rows in keys.items():
-            print(f"{split}: {sum(row is not None for row in rows):,} of {len(rows):,} texts have an image")
-        print(f"{len(store):,} different images, {len(bad)} of them unreadable and left out")
-    return PreparedImages(keys, store, cache)
-
-
 def apply_condition(rows: Sequence[RowKeys], condition: str, seed: int = 0) -> list[RowKeys]:
     """
     The images of each row under a test condition.
@@ -482,6 +417,71 @@ class FeatureCache:
             "visual_boxes": torch.from_numpy(boxes),
             "image_mask": mask,
         }
+
+
+class PreparedImages(NamedTuple):
+    """
+    The images of all splits, as [`prepare_images`] leaves them.
+
+    Attributes:
+        keys (`dict[str, list[list[str] | None]]`): for each split the keys of the images of each row.
+        store ([`ImageStore`]): where the images are.
+        cache ([`FeatureCache`], *optional*): `None` where the vision encoder is trained or there is no image.
+    """
+
+    keys: dict[str, list[RowKeys]]
+    store: ImageStore
+    cache: FeatureCache | None
+
+
+def prepare_images(
+    dataset: DatasetDict,
+    model: VTFusionPreTrainedModel,
+    processor: VTFusionProcessor,
+    data_args: DataArguments,
+    training_args: TrainingArguments,
+) -> PreparedImages:
+    """
+    Gets the images of all splits ready: with a frozen vision encoder their features are computed or found in the
+    cache, else every image is decoded and prepared once, so that a broken one shows before the training.
+
+    Args:
+        dataset (`DatasetDict`): splits with or without a column `images`.
+        model ([`VTFusionPreTrainedModel`]): its vision encoder computes the features; moved to the device for that.
+        processor ([`VTFusionProcessor`]): prepares the images.
+        data_args ([`DataArguments`]): `text_only`, `max_images`, `on_bad_image`, `feature_cache_dir`, `feature_dtype`.
+        training_args (`TrainingArguments`): the device, and which process goes first.
+
+    Returns:
+        [`PreparedImages`]: without the keys of unreadable images.
+    """
+    store = ImageStore()
+    keys: dict[str, list[RowKeys]] = {}
+    for split, rows in dataset.items():
+        keys[split] = [None] * len(rows) if data_args.text_only else store.add_split(split, rows, data_args.max_images)
+    bad: set[str] = set()
+    cache = None
+    encoder = model.base_model.vision_model
+    if len(store) > 0 and any(parameter.requires_grad for parameter in encoder.parameters()):
+        bad = store.find_bad(data_args.on_bad_image, processor)
+    elif len(store) > 0:
+        with training_args.main_process_first(desc="vision features"):
+            cache = FeatureCache(
+                model.to(training_args.device), processor, data_args.feature_cache_dir, data_args.feature_dtype
+            )
+            started = time.perf_counter()
+            bad = cache.add(store, [*store.keys(), BLANK_KEY], data_args.on_bad_image)
+            logger.info("vision features ready after %.1f s", time.perf_counter() - started)
+    if bad:
+        keys = {
+            split: [[key for key in row or [] if key not in bad] or None for row in rows]
+            for split, rows in keys.items()
+        }
+    if training_args.process_index == 0 and not data_args.text_only:
+        for split, rows in keys.items():
+            print(f"{split}: {sum(row is not None for row in rows):,} of {len(rows):,} texts have an image")
+        print(f"{len(store):,} different images, {len(bad)} of them unreadable and left out")
+    return PreparedImages(keys, store, cache)
 
 
 def _fingerprint(encoder: PreTrainedModel, processor: VTFusionProcessor, dtype: str) -> str:
