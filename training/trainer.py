@@ -86,7 +86,8 @@ class VTFusionTrainer(Trainer):
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         plugin = getattr(self.accelerator.state, "fsdp_plugin", None)
-        if getattr(plugin, "fsdp_version", 1) == 2 and plugin.transformer_cls_names_to_wrap is None:
+        is_fsdp2 = getattr(plugin, "fsdp_version", 1) == 2
+        if plugin is not None and is_fsdp2 and plugin.transformer_cls_names_to_wrap is None:
             plugin.transformer_cls_names_to_wrap = sharded_classes(self.model)
         self._checkpoints = CheckpointCallback()
         self._order = torch.Generator()
