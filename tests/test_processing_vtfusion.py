@@ -1189,3 +1189,43 @@ def test_words_are_read_where_most_text_is_around_them():
     assert assign_windows(np.arange(10), [(0, 6), (2, 8), (4, 10)]).tolist() == [0, 0, 0, 0, 1, 1, 2, 2, 2, 2]
     assert assign_windows(np.array([1, 7]), [(0, 4)]).tolist() == [0, -1]
     assert assign_windows(np.empty(0, dtype=np.int64), [(0, 4)]).tolist() == []
+
+
+def test_pixels_that_are_prepared_already_beside_a_text(bert):
+    prepared = np.full((4, 4, 3), 300.0, dtype=np.float32)
+    raw = {"do_resize": False, "do_rescale": False, "do_normalize": False}
+    by_call = VTFusionProcessor(image_processor(), bert)(text="fox", images=prepared, return_tensors="pt", **raw)
+    by_setting = VTFusionProcessor(image_processor(**raw), bert)(text="fox", images=prepared, return_tensors="pt")
+    for batch in (by_call, by_setting):
+        assert batch["pixel_values"].eq(300).all()
+
+
+def test_a_word_of_spaces_has_no_token():
+    # the token of "fox" begins with the space before it
+    processor = VTFusionProcessor(tokenizer=TOKENIZERS["llama"]())
+    batch = processor(text=[["fox", " ", "fox"]], return_tensors="pt")
+    read = [word for word in batch.word_positions[0].tolist() if word >= 0]
+    assert read == [0, 2]
+
+
+def test_equal_scores_stay_in_the_order_of_the_labels(bert):
+    processor = VTFusionProcessor(tokenizer=bert)
+    batch = processor(text=["fox"], return_tensors="pt")
+    names = {index: f"label {index:02}" for index in range(40)}
+    (found,) = processor.post_process_sequence_classification(SimpleNamespace(logits=torch.zeros(1, 40)), batch, names)
+    assert [label["label"] for label in found] == list(names.values())
+
+
+def test_features_without_a_mask_are_images(bert):
+    processor = VTFusionProcessor(tokenizer=bert)
+    batch = processor(text=["fox"], return_tensors="pt")
+    outputs = SimpleNamespace(logits=torch.zeros(1, 2), fusion_gate=torch.full(batch["input_ids"].shape, 0.5))
+    names = {0: "a", 1: "b"}
+    assert processor.post_process_sequence_classification(outputs, batch, names)[0][0]["gate"] == 0
+    batch["visual_embeds"] = torch.zeros(1, 1, 3, 4)
+    assert processor.post_process_sequence_classification(outputs, batch, names)[0][0]["gate"] == pytest.approx(0.5)
+
+
+def test_a_batch_of_nothing_has_places_of_two():
+    empty = processing_vtfusion.VTFusionBatch()
+    assert empty.token_spans.shape == (0, 0, 2) and empty.word_positions.shape == (0, 0)
