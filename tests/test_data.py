@@ -103,6 +103,10 @@ def as_tsv(folder):
     return write(folder / "a", "\n\n\n".join(lines) + "\n \n")  # a file without an ending
 
 
+def as_tsv_by_name(folder):
+    return as_tsv(folder).rename(folder / "a.tsv")
+
+
 def as_folder(folder):
     return write_jsonl(folder / "set" / "metadata.jsonl", ROWS).parent
 
@@ -112,7 +116,7 @@ def as_saved(folder):
     return folder / "saved"
 
 
-@pytest.mark.parametrize(
+every_format = pytest.mark.parametrize(
     "make",
     [
         as_json,
@@ -123,10 +127,14 @@ def as_saved(folder):
         as_csv_of_pandas,
         as_conll,
         as_tsv,
+        as_tsv_by_name,
         as_folder,
         as_saved,
     ],
 )
+
+
+@every_format
 def test_every_format_gives_the_same(load, tmp_path, make):
     dataset = load(train_file=make(tmp_path))
     assert isinstance(dataset, DatasetDict) and list(dataset) == ["train"]
@@ -134,9 +142,7 @@ def test_every_format_gives_the_same(load, tmp_path, make):
     assert "images" not in dataset["train"].column_names
 
 
-@pytest.mark.parametrize(
-    "make", [as_json, as_jsonl, as_parquet, as_csv_words, as_csv_json, as_conll, as_tsv, as_folder, as_saved]
-)
+@every_format
 def test_every_format_gives_the_same_words_as_a_stream(load, tmp_path, make):
     file = make(tmp_path)
     streams = open_token_streams(train_file=file)

@@ -23,6 +23,7 @@ from datasets.exceptions import DatasetGenerationError
 from .image_paths import shorten
 from .sources import (
     CACHE_VERSION,
+    READERS,
     Source,
     check_encoding,
     find_columns,
@@ -38,7 +39,7 @@ logger = logging.getLogger(__name__)
 
 _TOKENS_COLUMNS = ("tokens", "words", "token")
 TAGS_COLUMNS = ("ner_tags", "tags", "labels", "ner")
-_FORMATS = "CoNLL columns, .jsonl, .json, .csv, .parquet, or a folder with metadata.jsonl"
+_FORMATS = f"CoNLL columns, {', '.join(READERS)}, or a folder with metadata.jsonl"
 
 
 def load_token_classification_dataset(

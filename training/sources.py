@@ -36,6 +36,14 @@ logger = logging.getLogger(__name__)
 CACHE_VERSION = 2
 
 _IMAGE_COLUMNS = ("images", "image")
+# What `datasets` reads, by the ending: its builder and what that is told.
+READERS: dict[str, tuple[str, dict[str, Any]]] = {
+    ".jsonl": ("json", {}),
+    ".json": ("json", {}),
+    # Without this, the word "NA" and its like would become null.
+    ".csv": ("csv", {"keep_default_na": False}),
+    ".parquet": ("parquet", {}),
+}
 METADATA_FILES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 _TEXT_ENDINGS = (".conll", ".txt", ".tsv", ".bio", ".iob", ".iob2", "")
 
@@ -358,22 +366,18 @@ def _load_file(
     ending = os.path.splitext(path)[1].lower()
     if os.path.getsize(path) == 0:
         raise ValueError(f"{path} is empty.")
-    if ending in (".jsonl", ".json"):
-        dataset = _load_packaged("json", path, split, cache_dir)
-    elif ending == ".csv":
-        # Without this, the word "NA" and its like would become null.
-        dataset = _load_packaged("csv", path, split, cache_dir, keep_default_na=False)
-    elif ending == ".parquet":
-        dataset = _load_packaged("parquet", path, split, cache_dir)
+    if ending in READERS:
+        builder, options = READERS[ending]
+        dataset = _load_packaged(builder, path, split, cache_dir, **options)
     elif load_text_file is None:
         raise ValueError(
-            f"{path} cannot be read: its ending {ending!r} is none of .jsonl, .json, .csv, .parquet. A folder with "
+            f"{path} cannot be read: its ending {ending!r} is none of {', '.join(READERS)}. A folder with "
             "metadata.jsonl, or saved by `Dataset.save_to_disk`, is read too."
         )
     elif ending in _TEXT_ENDINGS or not _looks_binary(path):
         dataset = load_text_file(path, split, image_base, cache_dir)
     else:
-        raise ValueError(f"{path} is not a text file, and {ending!r} is none of .jsonl, .json, .csv, .parquet.")
+        raise ValueError(f"{path} is not a text file, and {ending!r} is none of {', '.join(READERS)}.")
     folders = ImageFolders.of_file(os.path.dirname(path), image_base, allow_outside_paths)
     return Source(dataset, f"{split} split ({path})", folders, image_columns)
 

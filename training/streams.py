@@ -10,9 +10,8 @@ from datasets.exceptions import DatasetGenerationError
 
 from .files import UNFINISHED
 from .image_paths import ImageFolders
-from .sources import METADATA_FILES, check_one_origin, uncounted
+from .sources import METADATA_FILES, READERS, check_one_origin, uncounted
 
-_BUILDERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
 _LOOKED_AT = 1000
 
 OpenTextFile = Callable[[str], IterableDataset]
@@ -99,10 +98,9 @@ def _open_file(
         path = os.path.join(path, (found or METADATA_FILES)[0])
     if not os.path.isfile(path):
         raise FileNotFoundError(f"The file {path} given for the {split} split does not exist.")
-    builder = _BUILDERS.get(os.path.splitext(path)[1].lower())
-    if builder is not None:
-        # Without this, the word "NA" and its like would become null.
-        options = {"keep_default_na": False} if builder == "csv" else {}
+    ending = os.path.splitext(path)[1].lower()
+    if ending in READERS:
+        builder, options = READERS[ending]
         try:
             with uncounted(), named_errors(f"{split} split ({path})"):
                 stream = load_dataset(builder, data_files={split: [path]}, split=split, streaming=True, **options)
@@ -111,7 +109,7 @@ def _open_file(
     elif open_text_file is not None:
         stream = open_text_file(path)
     else:
-        raise ValueError(f"{path} cannot be streamed: its ending is none of {', '.join(_BUILDERS)}.")
+        raise ValueError(f"{path} cannot be streamed: its ending is none of {', '.join(READERS)}.")
     folders = ImageFolders.of_file(os.path.dirname(path), base, allow_outside_paths)
     return StreamSource(stream, f"{split} split ({path})", folders)
 
