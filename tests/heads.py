@@ -26,6 +26,7 @@ class Head:
     """
     Args:
         model (`type`): The class.
+        auto_class (`str`): What loads it.
         labels (`Callable`): From a batch size to the arguments that make it compute a loss, for `tiny_inputs`.
         predictions (`tuple[str, ...]`): The fields of its output that depend on one row alone.
         own (`set[str]`): The names of its modules beside the base model.
@@ -33,6 +34,7 @@ class Head:
     """
 
     model: type[VTFusionPreTrainedModel]
+    auto_class: str
     labels: Callable[[int], dict[str, Any]]
     predictions: tuple[str, ...]
     own: set[str]
@@ -60,30 +62,56 @@ def span_labels(batch_size: int) -> dict[str, Any]:
 
 CLASSIFIERS = {"classifier", "vision_classifier"}
 HEADS = {
-    "token": Head(VTFusionForTokenClassification, token_labels, ("logits",), CLASSIFIERS),
+    "token": Head(
+        VTFusionForTokenClassification, "AutoModelForTokenClassification", token_labels, ("logits",), CLASSIFIERS
+    ),
     "sequence": Head(
-        VTFusionForSequenceClassification, lambda rows: {"labels": torch.arange(rows) % 3}, ("logits",), CLASSIFIERS
+        VTFusionForSequenceClassification,
+        "AutoModelForSequenceClassification",
+        lambda rows: {"labels": torch.arange(rows) % 3},
+        ("logits",),
+        CLASSIFIERS,
     ),
     "vqa": Head(
         VTFusionForVisualQuestionAnswering,
+        "AutoModelForVisualQuestionAnswering",
         lambda rows: {"labels": (torch.arange(rows * 3).view(rows, 3) % 4) / 3},
         ("logits",),
         {*CLASSIFIERS, "merge"},
     ),
     "qa": Head(
-        VTFusionForQuestionAnswering, span_labels, ("start_logits", "end_logits"), {"qa_outputs", "vision_classifier"}
+        VTFusionForQuestionAnswering,
+        "AutoModelForQuestionAnswering",
+        span_labels,
+        ("start_logits", "end_logits"),
+        {"qa_outputs", "vision_classifier"},
     ),
-    "mlm": Head(VTFusionForMaskedLM, word_labels, ("logits",), {"lm_head"}),
+    "mlm": Head(VTFusionForMaskedLM, "AutoModelForMaskedLM", word_labels, ("logits",), {"lm_head"}),
     "retrieval": Head(
-        VTFusionForImageTextRetrieval, lambda rows: {"return_loss": True}, ("matching_logits",), {"matching_head"}
+        VTFusionForImageTextRetrieval,
+        "AutoModelForZeroShotImageClassification",
+        lambda rows: {"return_loss": True},
+        ("matching_logits",),
+        {"matching_head"},
     ),
     "pretraining": Head(
         VTFusionForPreTraining,
+        "AutoModelForPreTraining",
         word_labels,
         ("prediction_logits", "matching_logits"),
         {"lm_head", "matching_head"},
         {"contrastive_loss_weight": 0.5},
     ),
+}
+
+# What every saved configuration names, whichever class was saved.
+AUTO_MAP = {
+    "AutoConfig": "configuration_vtfusion.VTFusionConfig",
+    "AutoModel": "modeling_vtfusion.VTFusionModel",
+    **{head.auto_class: f"modeling_vtfusion.{head.model.__name__}" for head in HEADS.values()},
+    "AutoModelForImageTextToText": "generation_vtfusion.VTFusionForConditionalGeneration",
+    "AutoModelForCausalLM": "generation_vtfusion.VTFusionForConditionalGeneration",
+    "AutoProcessor": "processing_vtfusion.VTFusionProcessor",
 }
 
 

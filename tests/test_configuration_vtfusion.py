@@ -6,23 +6,9 @@ import math
 import pytest
 from transformers import AutoConfig, BertConfig, ResNetConfig, ViTConfig
 
+from heads import AUTO_MAP
 from tiny import TEXT, VISION, tiny_config
 from vtfusion import VTFusionConfig
-
-AUTO_MAP = {
-    "AutoConfig": "configuration_vtfusion.VTFusionConfig",
-    "AutoModel": "modeling_vtfusion.VTFusionModel",
-    "AutoModelForTokenClassification": "modeling_vtfusion.VTFusionForTokenClassification",
-    "AutoModelForSequenceClassification": "modeling_vtfusion.VTFusionForSequenceClassification",
-    "AutoModelForQuestionAnswering": "modeling_vtfusion.VTFusionForQuestionAnswering",
-    "AutoModelForVisualQuestionAnswering": "modeling_vtfusion.VTFusionForVisualQuestionAnswering",
-    "AutoModelForMaskedLM": "modeling_vtfusion.VTFusionForMaskedLM",
-    "AutoModelForZeroShotImageClassification": "modeling_vtfusion.VTFusionForImageTextRetrieval",
-    "AutoModelForPreTraining": "modeling_vtfusion.VTFusionForPreTraining",
-    "AutoModelForImageTextToText": "generation_vtfusion.VTFusionForConditionalGeneration",
-    "AutoModelForCausalLM": "generation_vtfusion.VTFusionForConditionalGeneration",
-    "AutoProcessor": "processing_vtfusion.VTFusionProcessor",
-}
 
 
 def test_defaults():

@@ -1,18 +1,21 @@
 """What every head promises: rows without an image, padding, order, precision, micro-batches; and what each refuses."""
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+import transformers
 from transformers import BertConfig, ViTImageProcessor, pipeline
 from transformers.utils import find_labels
 
+import vtfusion
 from heads import HEADS, make_head
 from tiny import HIDDEN, IMAGE, randomize_fusion, tiny_config, tiny_inputs
 from tokenizers_for_tests import bert
-from vtfusion import VTFusionForSequenceClassification, VTFusionPreTrainedModel, VTFusionProcessor
+from vtfusion import VTFusionForSequenceClassification, VTFusionPreTrainedModel, VTFusionProcessor, modeling_vtfusion
 from vtfusion.modeling_vtfusion import check_label_range, check_not_padding, check_score_range
 
 POOLING = ["mean", "first", "last"]
@@ -46,6 +49,23 @@ def assert_finite(model: torch.nn.Module, outputs: Any) -> None:
     values = {name: value for name, value in outputs.items() if isinstance(value, torch.Tensor)}
     values |= gradients(model)
     assert [name for name, value in values.items() if not torch.isfinite(value).all()] == []
+
+
+# ------------------------------------------------------------------------------------- where a head must be known
+
+
+def test_every_head_is_known_everywhere():
+    heads = {head.model.__name__ for head in HEADS.values()} | {"VTFusionForConditionalGeneration"}
+    for module in (vars(modeling_vtfusion), modeling_vtfusion.__all__, vtfusion.__all__):
+        assert {name for name in module if name.startswith("VTFusionFor")} == heads
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    assert [name for name in heads if name not in readme] == []
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_the_auto_class_knows_the_head(head):
+    config = tiny_config("bert", "precomputed", **HEADS[head].config)
+    assert type(getattr(transformers, HEADS[head].auto_class).from_config(config)) is HEADS[head].model
 
 
 # -------------------------------------------------------------------------------------------- rows without an image
@@ -456,7 +476,7 @@ def test_a_loss_of_answers_without_a_mask_is_that_of_a_mask_of_ones():
 def test_a_loss_of_weight_zero_is_not_computed(head):
     everything = {"text_loss_weight": 0.3, "vision_loss_weight": 0.3}
     with_all = run(make_head(head, **everything), **tiny_inputs("precomputed"), **HEADS[head].labels(2))
-    has_vision_loss = head not in ("mlm", "pretraining")
+    has_vision_loss = "vision_classifier" in HEADS[head].own
     assert with_all.text_loss > 0 and (not has_vision_loss or with_all.vision_loss > 0)
     for name in everything:
         model = make_head(head, **everything | {name: 0.0})

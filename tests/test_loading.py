@@ -1,7 +1,10 @@
 """From arguments to a model with its processor: what a flag changes in a new model and in a checkpoint."""
 
 import pytest
+import torch
 
+from heads import HEADS, make_head
+from tiny import tiny_inputs
 from vtfusion import (
     VTFusionForImageTextRetrieval,
     VTFusionForPreTraining,
@@ -102,6 +105,30 @@ def test_flags_that_a_head_does_not_read_are_refused(head, unread):
         load_model(head, ModelArguments(**unread, contrastive_loss_weight=0.5))
     assert all(f"`{name}`" in str(error.value) for name in unread)
     assert "contrastive_loss_weight" not in str(error.value) and head.__name__ in str(error.value)
+
+
+CHANGES = {
+    "pooling": "first",
+    "class_weights": [1.0, 2.0, 3.0],
+    "label_smoothing": 0.3,
+    "fusion_loss_weight": 0.6,
+    "text_loss_weight": 0.2,
+    "vision_loss_weight": 0.3,
+    "matching_loss_weight": 0.4,
+    "cross_attention_every": 1,
+    "num_resampler_tokens": 3,
+}
+
+
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_flag_is_refused_where_it_changes_no_loss(head, name):
+    inputs = {**tiny_inputs("precomputed"), **HEADS[head].labels(2)}
+    with torch.no_grad():
+        before, after = (make_head(head, **settings)(**inputs).loss for settings in ({}, {name: CHANGES[name]}))
+    with pytest.raises(ValueError, match=r"would do nothing|Give `text_model`") as error:
+        load_model(HEADS[head].model, ModelArguments(**{name: CHANGES[name]}))
+    assert ("would do nothing" in str(error.value)) == torch.equal(before, after)
 
 
 def test_flags_of_adapters_are_refused_without_adapters():

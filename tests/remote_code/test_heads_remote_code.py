@@ -14,15 +14,7 @@ from heads import HEADS, make_head
 from vtfusion import VTFusionPreTrainedModel
 
 SCRIPT = Path(__file__).parent / "run_heads.py"
-AUTO_CLASSES = {
-    "token": "AutoModelForTokenClassification",
-    "sequence": "AutoModelForSequenceClassification",
-    "qa": "AutoModelForQuestionAnswering",
-    "vqa": "AutoModelForVisualQuestionAnswering",
-    "mlm": "AutoModelForMaskedLM",
-    "retrieval": "AutoModelForZeroShotImageClassification",
-    "pretraining": "AutoModelForPreTraining",
-}
+AUTO_CLASSES = {name: head.auto_class for name, head in HEADS.items()}
 # (name of the folder, head, options)
 FOLDERS = [(name, name, {}) for name in HEADS]
 FOLDERS += [(f"{name}-tied", name, {"tie_word_embeddings": True}) for name in ("mlm", "pretraining")]

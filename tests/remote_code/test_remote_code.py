@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import ViTImageProcessor
 
+from heads import AUTO_MAP
 from tiny import randomize_fusion, tiny_config
 from tokenizers_for_tests import bert
 from vtfusion import VTFusionForTokenClassification, VTFusionProcessor
@@ -128,20 +129,7 @@ def test_folder_has_every_file_and_no_other(saved):
 
 def test_config_maps_every_class(saved):
     config = json.loads((saved[1] / "config.json").read_text(encoding="utf-8"))
-    assert config["auto_map"] == {
-        "AutoConfig": "configuration_vtfusion.VTFusionConfig",
-        "AutoModel": "modeling_vtfusion.VTFusionModel",
-        "AutoModelForTokenClassification": "modeling_vtfusion.VTFusionForTokenClassification",
-        "AutoModelForSequenceClassification": "modeling_vtfusion.VTFusionForSequenceClassification",
-        "AutoModelForQuestionAnswering": "modeling_vtfusion.VTFusionForQuestionAnswering",
-        "AutoModelForVisualQuestionAnswering": "modeling_vtfusion.VTFusionForVisualQuestionAnswering",
-        "AutoModelForMaskedLM": "modeling_vtfusion.VTFusionForMaskedLM",
-        "AutoModelForZeroShotImageClassification": "modeling_vtfusion.VTFusionForImageTextRetrieval",
-        "AutoModelForPreTraining": "modeling_vtfusion.VTFusionForPreTraining",
-        "AutoModelForImageTextToText": "generation_vtfusion.VTFusionForConditionalGeneration",
-        "AutoModelForCausalLM": "generation_vtfusion.VTFusionForConditionalGeneration",
-        "AutoProcessor": "processing_vtfusion.VTFusionProcessor",
-    }
+    assert config["auto_map"] == AUTO_MAP
     assert config["architectures"] == ["VTFusionForTokenClassification"]
     processor = json.loads((saved[1] / "processor_config.json").read_text(encoding="utf-8"))
     assert processor["auto_map"]["AutoProcessor"] == "processing_vtfusion.VTFusionProcessor"
