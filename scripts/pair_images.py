@@ -65,7 +65,7 @@ class PairingArguments:
         default="lexicon",
         metadata={
             "help": "How pictures are chosen: by a file, by names among the words, by an encoder, or controls.",
-            "choices": ["manifest", "lexicon", "retrieval", "random", "blank", "none"],
+            "choices": list(_NEEDS),
         },
     )
     image_bank: str | None = field(

@@ -16,6 +16,7 @@ from transformers import HfArgumentParser
 from test_retrieval import text_model
 from vtfusion.training.arguments import TokenSourceArguments
 from vtfusion.training.data import load_token_classification_dataset
+from vtfusion.training.pairing import STRATEGIES
 
 SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "pair_images.py"
 CONLL = "Georgia B-LOC\nmet O\nMadrid B-ORG\n\nno O\nname O\n\n"
@@ -82,14 +83,29 @@ def test_by_lexicon_in_a_process_of_its_own(folder):
         assert sheet.width > 1000
 
 
+def save_text_model(folder):
+    for part in text_model("bert"):
+        part.save_pretrained(folder / "text")
+    return folder / "text"
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_every_strategy_runs_under_its_name(script, folder, strategy):
+    """With no more than what it asks for."""
+    assert list(script._NEEDS) == list(script._TAKES) == list(STRATEGIES)
+    manifest = folder / "pairs.jsonl"
+    manifest.write_text('{"split": "train", "row": 1, "image": "bank/Madrid.png"}\n')
+    files = {"image_bank": folder / "bank", "text_model": save_text_model(folder), "manifest_file": manifest}
+    flags = [word for name in script._NEEDS[strategy] for word in (f"--{name}", str(files[name]))]
+    paired, report = run(script, folder, "--strategy", strategy, *flags)
+    assert {row["pairing_strategy"] for part in paired.values() for row in part} == {report["strategy"]} == {strategy}
+
+
 @pytest.mark.parametrize("strategy", ["lexicon", "retrieval", "random"])
 def test_streaming_gives_what_reading_all_gives(script, folder, strategy):
     flags = ["--strategy", strategy, "--image_bank", str(folder / "bank")]
     if strategy == "retrieval":
-        model, tokenizer = text_model("bert")
-        model.save_pretrained(folder / "text")
-        tokenizer.save_pretrained(folder / "text")
-        flags += ["--text_model", str(folder / "text")]
+        flags += ["--text_model", str(save_text_model(folder))]
     _, whole = run(script, folder, *flags)
     expected = load_token_classification_dataset(str(folder / "out"))
     shutil.rmtree(folder / "out")
@@ -116,10 +132,8 @@ def test_streaming_texts_without_tags(script, folder):
 
 
 def test_by_retrieval(script, folder):
-    model, tokenizer = text_model("bert")
-    model.save_pretrained(folder / "text")
-    tokenizer.save_pretrained(folder / "text")
-    bank = ["--strategy", "retrieval", "--image_bank", str(folder / "bank"), "--text_model", str(folder / "text")]
+    bank = ["--strategy", "retrieval", "--image_bank", str(folder / "bank")]
+    bank += ["--text_model", str(save_text_model(folder))]
     paired, report = run(
         script,
         folder,

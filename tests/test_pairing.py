@@ -25,6 +25,8 @@ from vtfusion.training.files import release_folder
 from vtfusion.training.image_bank import BankImage, ImageBank
 from vtfusion.training.images import BLANK_KEY, ImageStore
 from vtfusion.training.pairing import (
+    STRATEGIES,
+    _columns,
     pair_at_random,
     pair_by_lexicon,
     pair_by_manifest,
@@ -109,7 +111,7 @@ def pair(strategy, texts, bank, retriever, manifest, **kwargs):
             return pair_with_none(texts, **kwargs)
 
 
-every_strategy = pytest.mark.parametrize("strategy", ["manifest", "lexicon", "retrieval", "random", "blank", "none"])
+every_strategy = pytest.mark.parametrize("strategy", STRATEGIES)
 NEW = ["images", "image_ids", "image_scores", "pairing_strategy"]
 
 
@@ -157,11 +159,17 @@ def test_two_processes_give_what_one_gives(strategy, texts, bank, retriever, man
     assert [part[:] for part in one.values()] == [part[:] for part in two.values()]
 
 
+def test_scores_are_those_that_are_stored():
+    """Rows of a stream come as the strategy gives them, those of a saved data set as float32."""
+    scores = _columns("any", [[("a.png", "a", 0.1), ("b.png", "b", None)], []])["image_scores"]
+    assert scores == Dataset.from_dict({"x": scores}, Features({"x": List(Value("float32"))}))["x"][:]
+
+
 def streams_of(texts):
     return IterableDatasetDict({split: part.to_iterable_dataset() for split, part in texts.items()})
 
 
-streamed_strategy = pytest.mark.parametrize("strategy", ["lexicon", "retrieval", "random", "blank", "none"])
+streamed_strategy = pytest.mark.parametrize("strategy", [name for name in STRATEGIES if name != "manifest"])
 
 
 @streamed_strategy

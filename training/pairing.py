@@ -599,10 +599,12 @@ def _check_columns(dataset: DatasetDict | IterableDatasetDict) -> None:
 
 def _columns(strategy: str, picked: Sequence[Sequence[tuple[str, str, float | None]]]) -> dict[str, list]:
     """(path, id, score) of the pictures of each row → the new columns."""
+    # Rows of a stream are not cast to its types.
+    scores = [[None if score is None else float(np.float32(score)) for _, _, score in row] for row in picked]
     return {
         "images": [[{"bytes": None, "path": path} for path, _, _ in row] or None for row in picked],
         "image_ids": [[image_id for _, image_id, _ in row] for row in picked],
-        "image_scores": [[score for _, _, score in row] for row in picked],
+        "image_scores": scores,
         "pairing_strategy": [strategy] * len(picked),
     }
 
