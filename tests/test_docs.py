@@ -448,6 +448,19 @@ def test_links_lead_somewhere(document):
             assert anchor in anchors, f"{document.name} links to {target}"
 
 
+RECIPES = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").split("## Adding things\n")[1].split("\n## ")[0]
+
+
+@pytest.mark.parametrize("step", re.findall(r"^\d\. .*`.*", RECIPES, re.MULTILINE))
+def test_the_recipes_name_what_there_is(step):
+    """Files that exist, and names that stand in the files of the same step."""
+    words = re.findall(r"`([^`]+)`", step)
+    files = [ROOT / word for word in words if "/" in word or word.endswith(".py")]
+    code = "\n".join(file.read_text(encoding="utf-8") for file in files if not file.is_dir())
+    names = [word for word in words if re.fullmatch(r"\w+", word)]
+    assert [name for name in names if not re.search(rf"\b{name}\b", code)] == []
+
+
 REFERENCE = ROOT / "docs" / "build_reference.py"
 
 
