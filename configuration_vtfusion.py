@@ -15,8 +15,9 @@ class VTFusionConfig(PreTrainedConfig):
 
     Args:
         text_config (`PreTrainedConfig` or `dict`, *optional*, defaults to `BertConfig()`):
-            Configuration of the text encoder, any model that `AutoModel` builds and that is not an encoder-decoder; of
-            the generation model, a decoder language model. A `dict` needs the key `model_type`.
+            Configuration of the text encoder: any model that `AutoModel` builds and that is not an encoder-decoder, or
+            the encoder of T5 and its kin; of the generation model, a decoder language model. A `dict` needs the key
+            `model_type`.
         vision_config (`PreTrainedConfig` or `dict`, *optional*, defaults to `ViTConfig()`):
             Configuration of the vision encoder: any CNN, vision transformer, backbone or object detector that
             `AutoModel`, `AutoBackbone` or `AutoModelForObjectDetection` builds. With `visual_hidden_size` given and

@@ -6,7 +6,7 @@ from typing import Any, Unpack
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import AutoModelForTextEncoding, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import ModelOutput, can_return_tuple
 
@@ -48,7 +48,7 @@ from .pipeline_vtfusion import (
     VTFusionTokenClassificationPipeline,
     VTFusionVisualQuestionAnsweringPipeline,
 )
-from .visual_vtfusion import build_encoder
+from .visual_vtfusion import build_encoder, encoder_auto_class
 
 # ---------------------------------------------------------------------------------------------------------- models
 
@@ -85,7 +85,8 @@ class VTFusionModel(VTFusionVisionModel):
         text_model: PreTrainedModel | None = None,
     ):
         super().__init__(config)
-        if config.text_config.is_encoder_decoder:
+        has_encoder = text_model is None and encoder_auto_class(config.text_config) is AutoModelForTextEncoding
+        if config.text_config.is_encoder_decoder and not has_encoder:
             raise ValueError(
                 f"'{config.text_config.model_type}' is an encoder-decoder; VTFusion reads one sequence of hidden "
                 "states. Give an encoder or a decoder-only language model."

@@ -6,9 +6,11 @@ from typing import Any
 import torch
 from transformers import (
     MODEL_FOR_OBJECT_DETECTION_MAPPING,
+    MODEL_FOR_TEXT_ENCODING_MAPPING,
     AutoBackbone,
     AutoModel,
     AutoModelForObjectDetection,
+    AutoModelForTextEncoding,
     PreTrainedConfig,
     PreTrainedModel,
 )
@@ -92,13 +94,17 @@ def encoder_auto_class(config: PreTrainedConfig) -> Any:
         return AutoModelForObjectDetection
     if config.model_type in ("timm_backbone", "maskformer-swin"):
         return AutoBackbone
+    # The encoder of an encoder-decoder (T5), whose own config says after it was built that it is none.
+    if type(config) in MODEL_FOR_TEXT_ENCODING_MAPPING and type(config)().is_encoder_decoder:
+        return AutoModelForTextEncoding
     return AutoModel
 
 
 def visual_hidden_size(config: PreTrainedConfig) -> int:
     """Width of a vision encoder's features: from its config, else from a dry run on the meta device."""
-    if getattr(config, "hidden_size", None):
-        return config.hidden_size
+    for name in ("output_channels", "hidden_size"):  # SAM's neck is narrower than its layers
+        if getattr(config, name, None):
+            return getattr(config, name)
     size = getattr(config, "image_size", None) or 224
     height, width = size if isinstance(size, (tuple, list)) else (size, size)
     with torch.device("meta"), torch.no_grad():

@@ -9,6 +9,7 @@ from packaging.version import Version
 from transformers import (
     AutoModel,
     AutoModelForObjectDetection,
+    BartConfig,
     CLIPConfig,
     CLIPModel,
     DeiTConfig,
@@ -22,7 +23,6 @@ from transformers import (
     ResNetConfig,
     SiglipVisionConfig,
     SwinConfig,
-    T5Config,
     ViTConfig,
     YolosConfig,
 )
@@ -856,6 +856,18 @@ def more_vision() -> dict[str, tuple[PreTrainedConfig, int, int]]:
             16,
             16,
         ),
+        "sam": (
+            transformers.SamVisionConfig(
+                output_channels=16,
+                mlp_dim=37,
+                window_size=2,
+                global_attn_indexes=[1],
+                **patches,
+                **{name: n for name, n in LAYERS.items() if name != "intermediate_size"},
+            ),
+            16,
+            16,
+        ),
         "segformer": (
             transformers.SegformerConfig(
                 num_encoder_blocks=2,
@@ -982,6 +994,7 @@ def test_auto_class_of_an_encoder():
     assert encoder_auto_class(more_vision()["maskformer-swin"][0]) is transformers.AutoBackbone
     assert encoder_auto_class(VISION["resnet"]()) is AutoModel
     assert encoder_auto_class(TEXT["llama"]()) is AutoModel
+    assert encoder_auto_class(TEXT["t5"]()) is transformers.AutoModelForTextEncoding
 
 
 # -------------------------------------------------------------------------------- 6. building, saving and loading
@@ -1011,6 +1024,21 @@ def test_from_vision_text_pretrained(text, vision, tmp_path):
     again = VTFusionForTokenClassification.from_pretrained(tmp_path / "both")
     inputs = tiny_inputs(vision)
     torch.testing.assert_close(run(again, **inputs).logits, run(model, **inputs).logits, rtol=1e-5, atol=1e-6)
+
+
+def test_the_encoder_of_an_encoder_decoder_is_taken(tmp_path):
+    torch.manual_seed(1)
+    whole = transformers.T5ForConditionalGeneration(TEXT["t5"]()).eval()
+    whole.save_pretrained(tmp_path / "text")
+    build_encoder(VISION["resnet"]()).save_pretrained(tmp_path / "vision")
+    model = VTFusionModel.from_vision_text_pretrained(
+        str(tmp_path / "vision"), str(tmp_path / "text"), fusion_hidden_size=16, num_fusion_heads=2
+    )
+    assert model.config.text_config.model_type == "t5" and not hasattr(model.text_model, "decoder")
+    inputs = without_images(tiny_inputs())
+    with torch.no_grad():
+        expected = whole.encoder(**inputs).last_hidden_state
+    torch.testing.assert_close(run(model, **inputs).text_hidden_state, expected)
 
 
 @pytest.mark.parametrize("head", [VTFusionModel, VTFusionForTokenClassification])
@@ -1172,9 +1200,12 @@ def test_set_input_embeddings():
 
 
 def test_encoder_decoder_raises():
-    text = T5Config(vocab_size=VOCAB, d_model=32, d_kv=8, d_ff=37, num_layers=1, num_heads=2)
+    sizes = {"d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 37, "decoder_ffn_dim": 37}
+    with pytest.raises(ValueError, match="'bart' is an encoder-decoder"):
+        VTFusionModel(VTFusionConfig(text_config=BartConfig(vocab_size=VOCAB, **sizes), visual_hidden_size=12))
+    text = transformers.T5Model(TEXT["t5"]())
     with pytest.raises(ValueError, match="'t5' is an encoder-decoder"):
-        VTFusionModel(VTFusionConfig(text_config=text, visual_hidden_size=12))
+        VTFusionModel(VTFusionConfig(text_config=text.config, visual_hidden_size=12), text_model=text)
 
 
 def test_neither_or_both_text_inputs_raise():

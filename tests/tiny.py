@@ -28,6 +28,7 @@ from transformers import (
     SiglipVisionConfig,
     SmolLM3Config,
     SwinConfig,
+    T5Config,
     ViTConfig,
 )
 
@@ -61,6 +62,7 @@ TEXT: dict[str, Callable[[], PreTrainedConfig]] = {
     "rwkv": lambda: RwkvConfig(
         vocab_size=VOCAB, hidden_size=HIDDEN, attention_hidden_size=HIDDEN, num_hidden_layers=2, **_TOKENS
     ),
+    "t5": lambda: T5Config(vocab_size=VOCAB, d_model=HIDDEN, d_kv=8, d_ff=37, num_layers=2, num_heads=4),
 }
 
 _PATCHES = {"image_size": IMAGE, "patch_size": 8}
