@@ -130,7 +130,8 @@ def predict(
     file: Annotated[
         Path,
         typer.Argument(
-            metavar="FILE", help="JSONL, CSV, parquet, text with a text in each line, or a folder with metadata.jsonl."
+            metavar="FILE",
+            help="JSONL, CSV, TSV, parquet, text with a text in each line, or a folder with metadata.jsonl.",
         ),
     ],
     output: Annotated[Path, typer.Option(help="The file of JSON lines to write.")] = Path("predictions.jsonl"),

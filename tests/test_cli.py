@@ -123,6 +123,19 @@ def test_columns_of_other_names_and_lines_of_text(model_folder, tmp_path):
     assert len(output.read_text(encoding="utf-8").splitlines()) == 2
 
 
+def test_a_table_with_tabs_has_a_header(model_folder, tmp_path):
+    """For the words of entities the loaders of the training take `.tsv` for CoNLL columns; a text is no such row."""
+    (tmp_path / "posts.tsv").write_text("text\timage\njohn smith\ta.png\nthe fox\t\n")
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    output = tmp_path / "out.jsonl"
+    result = runner.invoke(
+        cli.app, ["predict", str(model_folder), str(tmp_path / "posts.tsv"), "--output", str(output)]
+    )
+    assert result.exit_code == 0, result.output
+    lines = [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
+    assert [line["text"] for line in lines] == ["john smith", "the fox"]
+
+
 def test_an_unreadable_image_is_named_or_left_out(model_folder, posts, tmp_path):
     (posts.parent / "a.png").write_bytes(b"not a picture")
     output = tmp_path / "out.jsonl"

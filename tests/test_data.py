@@ -104,7 +104,7 @@ def as_tsv(folder):
 
 
 def as_tsv_by_name(folder):
-    return as_tsv(folder).rename(folder / "a.tsv")
+    return as_tsv(folder).rename(folder / "a.tsv")  # a table with a header elsewhere, CoNLL columns here
 
 
 def as_folder(folder):

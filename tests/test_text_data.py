@@ -88,11 +88,12 @@ def test_every_format_gives_the_same(loader, tmp_path, picture):
     Dataset.from_list(paired).to_parquet(tmp_path / "a.parquet")
     Dataset.from_list(paired).save_to_disk(tmp_path / "saved")
     pd.DataFrame(paired).to_csv(tmp_path / "a.csv", index=False)
+    pd.DataFrame(paired).to_csv(tmp_path / "a.tsv", index=False, sep="\t")
     (tmp_path / "a.json").write_text(json.dumps(paired))
     (tmp_path / "set").mkdir()
     write_jsonl(tmp_path / "set" / "metadata.jsonl", paired)
     DatasetDict({"train": Dataset.from_list(paired)}).save_to_disk(tmp_path / "all")
-    files = [tmp_path / name for name in ("a.parquet", "a.csv", "a.json", "set", "saved")]
+    files = [tmp_path / name for name in ("a.parquet", "a.csv", "a.tsv", "a.json", "set", "saved")]
     given = [{"train_file": file} for file in (write_jsonl(tmp_path / "a.jsonl", paired), *files)]
     given.append({"dataset_name": str(tmp_path / "all")})
     splits = [loader(**kwargs, image_folder=tmp_path, cache_dir=tmp_path / "cache")["train"] for kwargs in given]
@@ -102,6 +103,17 @@ def test_every_format_gives_the_same(loader, tmp_path, picture):
     for split in splits[1:]:
         assert split.features == splits[0].features
         assert split[:] == splits[0][:]
+
+
+def test_tables_with_tabs_have_no_quotation(tmp_path):
+    texts = ['say "NA"', 'a lone " is', "a character", '"whole"', "NA", "a, b"]
+    rows = "".join(f"{text}\tx\n" for text in texts)
+    (tmp_path / "a.tsv").write_text("text\tlabel\n" + rows)
+    dataset, _, _ = load_classification_dataset(train_file=tmp_path / "a.tsv", cache_dir=tmp_path / "cache")
+    assert dataset["train"]["text"][:] == texts
+    (tmp_path / "b.tsv").write_text("text\tlabel\na\tx\nb\tx\ty\n")
+    with pytest.raises(ValueError, match=r"b\.tsv cannot be read as csv: .*line 3"):
+        load_classification_dataset(train_file=tmp_path / "b.tsv", cache_dir=tmp_path / "cache")
 
 
 def test_a_hub_name_goes_to_load_dataset(loader, tmp_path, monkeypatch):

@@ -136,7 +136,8 @@ class SourceArguments:
     )
     dataset_config_name: str | None = field(default=None, metadata={"help": "Its configuration."})
     train_file: str | None = field(
-        default=None, metadata={"help": "CoNLL columns, .jsonl, .csv, .parquet, or a folder with metadata.jsonl."}
+        default=None,
+        metadata={"help": "CoNLL columns, .jsonl, .csv, .tsv, .parquet, or a folder with metadata.jsonl."},
     )
     validation_file: str | None = field(default=None, metadata={"help": "As `train_file`."})
     test_file: str | None = field(default=None, metadata={"help": "As `train_file`."})

@@ -39,7 +39,9 @@ logger = logging.getLogger(__name__)
 
 _TOKENS_COLUMNS = ("tokens", "words", "token")
 TAGS_COLUMNS = ("ner_tags", "tags", "labels", "ner")
-_FORMATS = f"CoNLL columns, {', '.join(READERS)}, or a folder with metadata.jsonl"
+_CONLL_ENDINGS = (".conll", ".txt", ".tsv", ".bio", ".iob", ".iob2", "")
+_OTHERS = ", ".join(ending for ending in READERS if ending not in _CONLL_ENDINGS)
+_FORMATS = f"CoNLL columns, {_OTHERS}, or a folder with metadata.jsonl"
 
 
 def load_token_classification_dataset(
@@ -63,11 +65,11 @@ def load_token_classification_dataset(
     exist is checked for all rows.
 
     Files are told apart by their ending: `.jsonl`/`.json`, `.csv`, `.parquet`; a folder is read by its
-    `metadata.jsonl` (or `.csv`, `.parquet`) or as saved by `Dataset.save_to_disk`; all else is CoNLL columns. In a
-    CoNLL file the first column is `tokens`, the last `ner_tags`, those between `column_1`, `column_2` … (`pos_tags` and
-    `chunk_tags` if there are four); `-DOCSTART-` lines are left out, and an `IMGID:` line before a sentence, as in the
-    Twitter-2015/2017 sets, becomes the column `image_id`. In a CSV file a cell holds the words with spaces between
-    them, or a list as JSON.
+    `metadata.jsonl` (or `.csv`, `.parquet`) or as saved by `Dataset.save_to_disk`; all else, `.tsv` too, is CoNLL
+    columns. In a CoNLL file the first column is `tokens`, the last `ner_tags`, those between `column_1`, `column_2` …
+    (`pos_tags` and `chunk_tags` if there are four); `-DOCSTART-` lines are left out, and an `IMGID:` line before a
+    sentence, as in the Twitter-2015/2017 sets, becomes the column `image_id`. In a CSV file a cell holds the words
+    with spaces between them, or a list as JSON.
 
     Args:
         dataset_name (`str`, *optional*):
@@ -135,6 +137,7 @@ def load_token_classification_dataset(
         revision,
         cache_dir,
         load_text_file=_load_conll,
+        text_endings=_CONLL_ENDINGS,
         allow_outside_paths=allow_outside_paths,
     )
     texts: dict[str, Dataset] = {}
@@ -191,6 +194,7 @@ def open_token_streams(
         test_file,
         image_folder,
         open_text_file=_stream_conll,
+        text_endings=_CONLL_ENDINGS,
         allow_outside_paths=allow_outside_paths,
     )
     for split, source in opened.items():

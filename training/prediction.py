@@ -60,8 +60,8 @@ def load_examples(
     allow_outside_paths: bool = False,
 ) -> Dataset:
     """
-    Reads what a pipeline needs of a file: JSONL, CSV, parquet, a folder with `metadata.jsonl`, or plain text with a
-    text in each line.
+    Reads what a pipeline needs of a file: JSONL, CSV, TSV, parquet, a folder with `metadata.jsonl`, or plain text with
+    a text in each line.
 
     Args:
         file (`str` or `os.PathLike`): the file or folder.
@@ -84,6 +84,7 @@ def load_examples(
         test_file=file,
         image_folder=image_folder,
         load_text_file=_read_lines,
+        text_endings=(".txt", ""),
         allow_outside_paths=allow_outside_paths,
     )
     source = sources["test"]

@@ -1,6 +1,7 @@
 """What all loaders share: reading a named data set or files, finding columns, images, and putting columns together."""
 
 import ast
+import csv
 import json
 import logging
 import os
@@ -43,9 +44,10 @@ READERS: dict[str, tuple[str, dict[str, Any]]] = {
     # Without this, the word "NA" and its like would become null.
     ".csv": ("csv", {"keep_default_na": False}),
     ".parquet": ("parquet", {}),
+    # A quotation mark is a character like any other there; read as CSV does, it would swallow lines.
+    ".tsv": ("csv", {"keep_default_na": False, "sep": "\t", "quoting": csv.QUOTE_NONE}),
 }
 METADATA_FILES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
-_TEXT_ENDINGS = (".conll", ".txt", ".tsv", ".bio", ".iob", ".iob2", "")
 
 # For each argument that names a column: what it says, and the usual names, best first.
 WantedColumns = dict[str, tuple[str | None, tuple[str, ...]]]
@@ -85,11 +87,13 @@ def load_sources(
     revision: str | None = None,
     cache_dir: str | os.PathLike | None = None,
     load_text_file: LoadTextFile | None = None,
+    text_endings: Sequence[str] = (),
     allow_outside_paths: bool = False,
 ) -> dict[str, Source]:
     """
-    Reads a named data set or files: `.jsonl`/`.json`, `.csv`, `.parquet`, or a folder with `metadata.jsonl` (or
-    `.csv`, `.parquet`) or saved by `Dataset.save_to_disk`.
+    Reads a named data set or files: `.jsonl`/`.json`, `.csv`, `.tsv`, `.parquet`, or a folder with `metadata.jsonl` (or
+    `.csv`, `.parquet`) or saved by `Dataset.save_to_disk`. A `.tsv` file has a header like a `.csv` file, and no
+    quotation: its cells hold neither tabs nor line ends.
 
     Args:
         dataset_name (`str`, *optional*): a data set on the Hub, or a folder saved by `DatasetDict.save_to_disk`.
@@ -102,6 +106,7 @@ def load_sources(
         cache_dir (`str` or `os.PathLike`, *optional*): where `datasets` keeps what it has read.
         load_text_file (`Callable`, *optional*): takes path, split, image folder and cache folder, and reads all other
             text files. Without it they are refused.
+        text_endings (`Sequence[str]`, *optional*): files that it reads whatever they hold, such as `.tsv`.
         allow_outside_paths (`bool`, *optional*, defaults to `False`): whether images may lie outside of the folder of
             the data and of `image_folder`.
 
@@ -121,7 +126,7 @@ def load_sources(
     if dataset_name is not None:
         return _load_named(dataset_name, dataset_config_name, revision, image_base, cache, allow_outside_paths)
     return {
-        split: _load_file(file, split, image_base, cache, load_text_file, allow_outside_paths)
+        split: _load_file(file, split, image_base, cache, load_text_file, text_endings, allow_outside_paths)
         for split, file in files.items()
     }
 
@@ -342,6 +347,7 @@ def _load_file(
     image_base: str | None,
     cache_dir: str | None,
     load_text_file: LoadTextFile | None,
+    text_endings: Sequence[str],
     allow_outside_paths: bool,
 ) -> Source:
     path = os.path.abspath(os.path.expanduser(file))
@@ -366,7 +372,9 @@ def _load_file(
     ending = os.path.splitext(path)[1].lower()
     if os.path.getsize(path) == 0:
         raise ValueError(f"{path} is empty.")
-    if ending in READERS:
+    if load_text_file is not None and ending in text_endings:
+        dataset = load_text_file(path, split, image_base, cache_dir)
+    elif ending in READERS:
         builder, options = READERS[ending]
         dataset = _load_packaged(builder, path, split, cache_dir, **options)
     elif load_text_file is None:
@@ -374,7 +382,7 @@ def _load_file(
             f"{path} cannot be read: its ending {ending!r} is none of {', '.join(READERS)}. A folder with "
             "metadata.jsonl, or saved by `Dataset.save_to_disk`, is read too."
         )
-    elif ending in _TEXT_ENDINGS or not _looks_binary(path):
+    elif not _looks_binary(path):
         dataset = load_text_file(path, split, image_base, cache_dir)
     else:
         raise ValueError(f"{path} is not a text file, and {ending!r} is none of {', '.join(READERS)}.")

@@ -1,7 +1,7 @@
 """Reading a named data set or files row by row, for what is too large to be kept on the disk as a whole."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 
@@ -41,6 +41,7 @@ def open_streams(
     test_file: str | os.PathLike | None = None,
     image_folder: str | os.PathLike | None = None,
     open_text_file: OpenTextFile | None = None,
+    text_endings: Sequence[str] = (),
     allow_outside_paths: bool = False,
 ) -> dict[str, StreamSource]:
     """
@@ -55,6 +56,7 @@ def open_streams(
             the file.
         open_text_file (`Callable`, *optional*): takes a path and reads all other text files. Without it they are
             refused.
+        text_endings (`Sequence[str]`, *optional*): files that it reads, although `datasets` could.
         allow_outside_paths (`bool`, *optional*, defaults to `False`): as there.
 
     Returns:
@@ -68,7 +70,8 @@ def open_streams(
     base = None if image_folder is None else os.path.abspath(os.path.expanduser(image_folder))
     if dataset_name is None:
         return {
-            split: _open_file(file, split, base, open_text_file, allow_outside_paths) for split, file in files.items()
+            split: _open_file(file, split, base, open_text_file, text_endings, allow_outside_paths)
+            for split, file in files.items()
         }
     folder = os.path.abspath(os.path.expanduser(dataset_name))
     if os.path.isfile(os.path.join(folder, "dataset_dict.json")):
@@ -87,7 +90,12 @@ def open_streams(
 
 
 def _open_file(
-    file: str, split: str, base: str | None, open_text_file: OpenTextFile | None, allow_outside_paths: bool
+    file: str,
+    split: str,
+    base: str | None,
+    open_text_file: OpenTextFile | None,
+    text_endings: Sequence[str],
+    allow_outside_paths: bool,
 ) -> StreamSource:
     path = os.path.abspath(os.path.expanduser(file))
     if os.path.isfile(os.path.join(path, "state.json")):
@@ -99,7 +107,9 @@ def _open_file(
     if not os.path.isfile(path):
         raise FileNotFoundError(f"The file {path} given for the {split} split does not exist.")
     ending = os.path.splitext(path)[1].lower()
-    if ending in READERS:
+    if open_text_file is not None and ending in text_endings:
+        stream = open_text_file(path)
+    elif ending in READERS:
         builder, options = READERS[ending]
         try:
             with uncounted(), named_errors(f"{split} split ({path})"):
