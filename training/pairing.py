@@ -57,6 +57,7 @@ _CACHE_VERSION = 2
 _WRITTEN_AT_ONCE = 1000  # rows of a stream
 _LARGEST = float(np.finfo(np.float32).max)  # scores are stored as such
 
+STRATEGIES = ("manifest", "lexicon", "retrieval", "random", "blank", "none")
 BLANK_ID = "blank"
 
 Texts = TypeVar("Texts", DatasetDict, IterableDatasetDict)
