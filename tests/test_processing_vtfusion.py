@@ -39,7 +39,7 @@ from vtfusion import (
     processing_vtfusion,
 )
 from vtfusion.images_vtfusion import decode_image, paint, visible_rectangle
-from vtfusion.words_vtfusion import assign_windows, first_tokens, viterbi
+from vtfusion.words_vtfusion import assign_windows, entity_spans, first_tokens, read_text, viterbi
 
 LABELS = {0: "O", 1: "B-PER", 2: "I-PER", 3: "B-LOC", 4: "I-LOC"}
 IDS = {label: index for index, label in LABELS.items()}
@@ -1229,3 +1229,14 @@ def test_features_without_a_mask_are_images(bert):
 def test_a_batch_of_nothing_has_places_of_two():
     empty = processing_vtfusion.VTFusionBatch()
     assert empty.token_spans.shape == (0, 0, 2) and empty.word_positions.shape == (0, 0)
+
+
+def test_entities_of_many_words_by_hand():
+    labels = ["B-PER", "I-PER", "I-PER", "I-PER", "O", "I-LOC", "I-LOC", "I-LOC", "B-LOC", "I-PER"]
+    expected = [("PER", 0, 3), ("LOC", 5, 7), ("LOC", 8, 8), ("PER", 9, 9)]
+    assert entity_spans(labels) == expected
+
+
+def test_half_characters_in_words_are_named():
+    with pytest.raises(ValueError, match=r"^row 3, field `text`: the text is not valid Unicode"):
+        read_text(["fox", "\ud800"], 3)
