@@ -150,7 +150,14 @@ def read_features(
         height, columns = features.shape[-2:]
         features = features.flatten(2).transpose(1, 2)
     else:
+        order = getattr(outputs, "ids_restore", None)
+        if order is not None and features.shape[1] <= order.shape[1]:
+            raise ValueError(
+                f"The vision encoder '{config.model_type}' hides patches at random: set `mask_ratio` to 0 in its config."
+            )
         prefix, height, columns = split_prefix_tokens(features.shape[1], image_size, config, num_prefix_tokens)
         features = features[:, prefix:]
+        if order is not None:  # a masked autoencoder shuffles its patches
+            features = features.gather(1, order[..., None].expand_as(features))
     boxes = grid_boxes(height, columns, device=features.device)
     return features, boxes.expand(features.shape[0], -1, -1)

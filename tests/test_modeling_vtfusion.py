@@ -939,6 +939,23 @@ def test_prefix_tokens_by_config():
     assert run(model, **inputs).visual_hidden_state.shape == (2, 4, 16)
 
 
+def test_patches_of_a_masked_autoencoder():
+    """It hides most of its patches and shuffles the others, anew in every pass."""
+    sizes = {**LAYERS, "image_size": IMAGE, "patch_size": 8}
+    pixels = tiny_inputs("vit")["pixel_values"]
+    with pytest.raises(ValueError, match="'vit_mae' hides patches at random: set `mask_ratio` to 0"):
+        VTFusionModel(tiny_config(vision_config=transformers.ViTMAEConfig(**sizes))).get_visual_features(pixels)
+    model = VTFusionModel(tiny_config(vision_config=transformers.ViTMAEConfig(**sizes, mask_ratio=0.0))).eval()
+    with torch.no_grad():
+        outputs = model.vision_model(pixel_values=pixels[:, 0])
+        features, boxes = model.get_visual_features(pixels)
+    # patch 5 of each image stands where the shuffle has put it
+    for row in range(2):
+        place = 1 + int(outputs.ids_restore[row, 5])
+        torch.testing.assert_close(features[row, 0, 5], outputs.last_hidden_state[row, place], rtol=1e-4, atol=1e-5)
+    assert torch.equal(boxes[0, 0], grid_boxes(4, 4))
+
+
 def test_cnn_features_are_row_by_row():
     model = make_model(vision="resnet")
     pixels = torch.randn(1, 1, 3, 32, 64)
