@@ -8,6 +8,7 @@ import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -26,7 +27,13 @@ from tiny import tiny_config
 from tokenizers_for_tests import TOKENIZERS
 from vtfusion import VTFusionForTokenClassification, VTFusionProcessor, VTFusionTokenClassificationPipeline
 from vtfusion.app.demo import Limits, answer, read_inputs
-from vtfusion.images_vtfusion import IMAGE_FORMATS, decode_image, without_unseen_ends
+from vtfusion.images_vtfusion import (
+    IMAGE_FORMATS,
+    decode_image,
+    strongest_region,
+    visible_rectangle,
+    without_unseen_ends,
+)
 from vtfusion.training.arguments import DataArguments
 from vtfusion.training.data import load_token_classification_dataset
 from vtfusion.training.images import FeatureCache, ImageStore, prepare_images
@@ -454,3 +461,50 @@ def test_arrays_of_other_types_keep_their_values():
         torch.tensor(values / 255, requires_grad=True),
     ):
         assert np.array_equal(decode_image(given), expected), given.dtype
+
+
+# By itself ------------------------------------------------------------------------------------------------------------
+
+
+def test_paths_and_urls_are_closed_by_default(tmp_path):
+    Image.fromarray(FLAT).save(tmp_path / "image.png")
+    with pytest.raises(ValueError, match="allow_paths=True"):
+        decode_image(tmp_path / "image.png")
+    with pytest.raises(ValueError, match="allow_urls=True"):
+        decode_image("http://127.0.0.1:9/image.png")
+    assert np.array_equal(decode_image({"path": str(tmp_path / "image.png")}, allow_paths=True), FLAT)
+
+
+def test_an_image_of_just_as_many_pixels_as_are_allowed(monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 48)
+    assert decode_image(Image.fromarray(FLAT)).shape == (6, 8, 3)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 47)
+    with pytest.raises(ValueError, match="8×6 pixels, more than"):
+        decode_image(Image.fromarray(FLAT))
+
+
+def test_prepared_grey_becomes_three_channels():
+    grey = np.array([[[0.5], [300.0]], [[-2.0], [1.0]]])
+    found = decode_image(grey, keep_floats=True)
+    assert found.dtype == np.float32 and np.array_equal(found, np.repeat(grey, 3, axis=-1))
+    with pytest.raises(ValueError, match=r"expected pixels of 0…255"):
+        decode_image(np.array([[256]]))
+
+
+def test_a_square_crop_by_its_edge():
+    square = SimpleNamespace(do_resize=False, size=None, do_center_crop=True, crop_size={"shortest_edge": 4})
+    assert visible_rectangle(square, 10, 8) == (3.0, 2.0, 7.0, 6.0)
+    scaled = SimpleNamespace(
+        do_resize=True, size={"shortest_edge": 16}, do_center_crop=True, crop_size={"height": 8, "width": None}
+    )
+    assert visible_rectangle(scaled, 10, 8) == (0.0, 2.0, 10.0, 6.0)
+
+
+def test_a_region_is_the_strong_boxes_that_touch():
+    boxes = np.array([[0, 0, 1, 1], [1, 0, 2, 1], [2, 0, 3, 1], [0, 1, 1, 2], [4, 0, 5, 1], [0, 3, 1, 4]], dtype=float)
+    # the third is weak, the fifth lies to the right and the sixth below, both apart
+    hull, weight = strongest_region(boxes, np.array([4.0, 3.0, 1.0, 2.0, 3.0, 3.0]))
+    assert hull.tolist() == [0, 0, 2, 2] and weight == 9.0
+    # from the right and from below
+    hull, weight = strongest_region(boxes[[1, 0, 3]], np.array([4.0, 3.0, 2.0]))
+    assert hull.tolist() == [0, 0, 2, 2] and weight == 9.0
