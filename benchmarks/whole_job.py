@@ -16,6 +16,7 @@ of the whole process, from its start to its end, imports and tests included.
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -94,6 +95,7 @@ def main(args: JobArguments) -> None:
         f"whole_job_{args.task}", f"How long does the whole job take beside AutoGluon ({args.task})?", args
     )
     output = Path(args.output_dir, f"whole_job_{args.task}").resolve()
+    shutil.rmtree(output, ignore_errors=True)  # neither starts from what an earlier run has left
     parts = {name: str(Path(getattr(args, name)).resolve()) for name in ("text_model", "vision_model", *FILES)}
     job = {
         **parts,
