@@ -74,8 +74,9 @@ def save(folder: Path) -> None:
 def load(folder: Path) -> list[str]:
     """What differs from the stored results when the models and the processor of another environment are loaded."""
     import torch
-    from golden_outputs import MODELS, compute, differences, stored_outputs
     from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+    from golden_outputs import MODELS, compute, differences, stored_outputs
 
     found: dict[str, list[float]] = {}
     for name in MODELS:
