@@ -112,6 +112,9 @@ def main(job: dict[str, Any]) -> None:
         "env.num_workers": 0,
         "env.num_workers_inference": 0,
     }
+    if ner:
+        # its average of checkpoints scores them with a metric that it fetches from the Hub
+        settings["optim.top_k_average_method"] = "best"
     if job["batch_size"] is not None:
         settings["env.batch_size"] = job["batch_size"]
     kinds = {"text": "text_ner", "image": "image_path", "label": "ner_annotation"} if ner else None
