@@ -173,15 +173,19 @@ class VTFusionVisionModel(VTFusionPreTrainedModel):
         self.visual_positions = VTFusionPositions(self.config)
 
     def get_input_embeddings(self) -> nn.Module:
+        """The word embeddings, which are those of the text part."""
         return self.text_model.get_input_embeddings()
 
     def set_input_embeddings(self, value: nn.Module) -> None:
+        """Puts other word embeddings into the text part."""
         self.text_model.set_input_embeddings(value)
 
     def train(self, mode: bool = True) -> "VTFusionVisionModel":
+        """
+        Training mode, or with `False` evaluation mode. A frozen encoder stays in the latter: its batch statistics must
+        not drift, and its features must be the ones that a cache holds.
+        """
         super().train(mode)
-        # A frozen encoder stays in evaluation mode: its batch statistics must not drift, and its features must be
-        # the ones that a cache holds.
         for encoder in (self.text_model, self.vision_model):
             if encoder is not None and not any(parameter.requires_grad for parameter in encoder.parameters()):
                 encoder.eval()
@@ -250,18 +254,31 @@ class VTFusionVisionModel(VTFusionPreTrainedModel):
     def visual_inputs(
         self,
         batch_size: int,
-        pixel_values: Any,
-        image_mask: Any,
-        pixel_mask: Any,
-        visual_embeds: Any,
-        visual_boxes: Any,
-        visual_mask: Any,
-    ) -> tuple[Any, Any, torch.Tensor | None]:
-        """Features `(B, M, n, C)`, boxes `(B, M, n, 4)` and mask `(B, N)`, however the images came."""
+        *,
+        pixel_values: torch.FloatTensor | None = None,
+        image_mask: torch.Tensor | None = None,
+        pixel_mask: torch.Tensor | None = None,
+        visual_embeds: torch.FloatTensor | None = None,
+        visual_boxes: torch.FloatTensor | None = None,
+        visual_mask: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None] | None:
+        """
+        Images as features with a place each, whether they came as pixels or as features.
+
+        Args:
+            batch_size (`int`): B, the number of texts.
+            pixel_values, image_mask, pixel_mask, visual_embeds, visual_boxes, visual_mask:
+                As in the forward pass, which describes them; their shapes are checked here.
+
+        Returns:
+            `tuple` of features `(B, M, n, visual_hidden_size)`, boxes `(B, M, n, 4)` and which of the positions are
+            there `(B, M * n)`, `None` where all are; or `None` where there is no image at all.
+
+        Raises:
+            ValueError: naming the argument, if one has another shape, or images came in both forms.
+        """
         if pixel_values is not None and visual_embeds is not None:
             raise ValueError("Give `pixel_values` or `visual_embeds`, not both.")
-        if pixel_values is None and visual_embeds is None:
-            return None, None, None
         if pixel_values is not None:
             if pixel_values.dim() == 4:
                 pixel_values = pixel_values[:, None]
@@ -271,43 +288,43 @@ class VTFusionVisionModel(VTFusionPreTrainedModel):
                     "`pixel_values` must have shape (batch, channels, height, width) or (batch, images, channels, "
                     f"height, width), got {tuple(pixel_values.shape)}."
                 )
-        elif visual_embeds.dim() == 3:
-            visual_embeds = visual_embeds[:, None]
-            visual_boxes = None if visual_boxes is None else visual_boxes[:, None]
-            visual_mask = None if visual_mask is None else visual_mask[:, None]
-        given = pixel_values if pixel_values is not None else visual_embeds
-        name = "pixel_values" if pixel_values is not None else "visual_embeds"
-        if given.shape[0] != batch_size:
-            raise ValueError(f"`{name}` has {given.shape[0]} rows, but the text has {batch_size}.")
-        if image_mask is not None:
-            if image_mask.dim() == 1:
-                image_mask = image_mask[:, None]
-            if image_mask.shape != given.shape[:2]:
-                raise ValueError(
-                    f"`image_mask` must have shape {tuple(given.shape[:2])}, (batch, images) of `{name}`; got "
-                    f"{tuple(image_mask.shape)}."
-                )
-        if pixel_values is not None:
+            image_mask = _checked_image_mask(image_mask, "pixel_values", pixel_values, batch_size)
             visual_embeds, visual_boxes = self.get_visual_features(pixel_values, image_mask, pixel_mask)
-            if visual_embeds is None:
-                return None, None, None
-        if visual_embeds.dim() != 4 or visual_embeds.shape[-1] != self.config.visual_hidden_size:
+        elif visual_embeds is not None:
+            if visual_embeds.dim() == 3:
+                visual_embeds, visual_boxes, visual_mask = (
+                    None if given is None else given[:, None] for given in (visual_embeds, visual_boxes, visual_mask)
+                )
+            image_mask = _checked_image_mask(image_mask, "visual_embeds", visual_embeds, batch_size)
+        if visual_embeds is None:
+            return None
+        return self._checked_features(visual_embeds, visual_boxes, visual_mask, image_mask)
+
+    def _checked_features(
+        self,
+        embeds: torch.Tensor,
+        boxes: torch.Tensor | None,
+        visual_mask: torch.Tensor | None,
+        image_mask: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """Features and boxes of one shape, and both masks as one `(B, N)`."""
+        if embeds.dim() != 4 or embeds.shape[-1] != self.config.visual_hidden_size:
             raise ValueError(
                 "`visual_embeds` must have shape (batch, positions, width) or (batch, images, positions, width) with "
-                f"width {self.config.visual_hidden_size}; got {tuple(visual_embeds.shape)}."
+                f"width {self.config.visual_hidden_size}; got {tuple(embeds.shape)}."
             )
-        shape = visual_embeds.shape[:3]
-        if visual_boxes is None:
+        shape = embeds.shape[:3]
+        if boxes is None:
             # Regions of unknown place: each may lie anywhere in its image.
-            visual_boxes = visual_embeds.new_tensor([0.0, 0.0, 1.0, 1.0]).expand(*shape, 4)
-        elif visual_boxes.shape != (*shape, 4):
-            raise ValueError(f"`visual_boxes` must have shape {(*shape, 4)}; got {tuple(visual_boxes.shape)}.")
+            boxes = embeds.new_tensor([0.0, 0.0, 1.0, 1.0]).expand(*shape, 4)
+        elif boxes.shape != (*shape, 4):
+            raise ValueError(f"`visual_boxes` must have shape {(*shape, 4)}; got {tuple(boxes.shape)}.")
         mask = None if image_mask is None else image_mask.bool()[..., None].expand(shape)
         if visual_mask is not None:
             if visual_mask.shape != shape:
                 raise ValueError(f"`visual_mask` must have shape {tuple(shape)}; got {tuple(visual_mask.shape)}.")
             mask = visual_mask.bool() if mask is None else mask & visual_mask.bool()
-        return visual_embeds, visual_boxes, None if mask is None else mask.flatten(1)
+        return embeds, boxes, None if mask is None else mask.flatten(1)
 
     def drop_images(
         self, visual_mask: torch.Tensor | None, shape: tuple[int, int], device: torch.device
@@ -346,16 +363,32 @@ class VTFusionVisionModel(VTFusionPreTrainedModel):
         given = inputs.get("pixel_values") if inputs.get("visual_embeds") is None else inputs["visual_embeds"]
         if given is None:
             raise ValueError("Give `pixel_values` or `visual_embeds`.")
-        features, boxes, mask = self.visual_inputs(given.shape[0], *(inputs.get(name) for name in IMAGE_INPUTS))
-        if features is None:
+        visual = self.visual_inputs(given.shape[0], **{name: inputs.get(name) for name in IMAGE_INPUTS})
+        if visual is None:
             # not one image: a single position, which is not there
             shape = (given.shape[0], 1, 1)
             features = self.visual_norm.weight.new_zeros(*shape, self.config.visual_hidden_size)
-            boxes, mask = (
-                features.new_zeros(*shape, 4),
-                torch.zeros(shape[:2], dtype=torch.bool, device=features.device),
-            )
+            visual = features, features.new_zeros(*shape, 4), features.new_zeros(shape[:2], dtype=torch.bool)
+        features, boxes, mask = visual
         return features.flatten(1, 2), self.project_images(features, boxes, mask)[0], mask
+
+
+def _checked_image_mask(
+    image_mask: torch.Tensor | None, name: str, images: torch.Tensor, batch_size: int
+) -> torch.Tensor | None:
+    """The mask `(B, M)` of images `(B, M, …)` that came under this name, one row for each text."""
+    if images.shape[0] != batch_size:
+        raise ValueError(f"`{name}` has {images.shape[0]} rows, but the text has {batch_size}.")
+    if image_mask is None:
+        return None
+    if image_mask.dim() == 1:
+        image_mask = image_mask[:, None]
+    if image_mask.shape != images.shape[:2]:
+        raise ValueError(
+            f"`image_mask` must have shape {tuple(images.shape[:2])}, (batch, images) of `{name}`; got "
+            f"{tuple(image_mask.shape)}."
+        )
+    return image_mask
 
 
 def accepts(model: PreTrainedModel, name: str) -> bool:

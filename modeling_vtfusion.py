@@ -198,15 +198,32 @@ class VTFusionModel(VTFusionVisionModel):
         text_mask = None if attention_mask is None else attention_mask.bool()
         if self.contrastive_log_scale is not None:
             result["text_embeds"] = self.pool_text(text, text_mask)
-        features, boxes, visual_mask = self.visual_inputs(
-            text.shape[0], pixel_values, image_mask, pixel_mask, visual_embeds, visual_boxes, visual_mask
+        visual = self.visual_inputs(
+            text.shape[0],
+            pixel_values=pixel_values,
+            image_mask=image_mask,
+            pixel_mask=pixel_mask,
+            visual_embeds=visual_embeds,
+            visual_boxes=visual_boxes,
+            visual_mask=visual_mask,
         )
-        if features is None:
-            return VTFusionModelOutput(**result)
+        if visual is not None:
+            result |= self._fuse_batch(text, text_mask, *visual, output_fusion_attentions, output_alignment)
+        return VTFusionModelOutput(**result)
 
+    def _fuse_batch(
+        self,
+        text: torch.Tensor,
+        text_mask: torch.Tensor | None,
+        features: torch.Tensor,
+        boxes: torch.Tensor,
+        visual_mask: torch.Tensor | None,
+        output_fusion_attentions: bool,
+        output_alignment: bool,
+    ) -> dict[str, Any]:
+        """Fields of [`VTFusionModelOutput`], of texts `(B, L, text_hidden_size)` and features `(B, M, n, C)`."""
         shape = (features.shape[0], features.shape[1] * features.shape[2])
         visual_mask = self.drop_images(visual_mask, shape, features.device)
-        result["visual_mask"] = visual_mask
         rows = _rows_to_fuse(visual_mask)
         parts: tuple[Any, ...] = (text, text_mask, features, boxes, visual_mask)
         if rows is not None:
@@ -223,10 +240,7 @@ class VTFusionModel(VTFusionVisionModel):
             last_hidden_state = text.index_copy(0, rows, fused.pop("last_hidden_state").to(text.dtype))
             fused = {name: _spread(value, rows, text.shape[0]) for name, value in fused.items()}
             fused["last_hidden_state"] = last_hidden_state
-        result.update(fused, fused_rows=rows)
-        if output_alignment:
-            result.update(alignment)
-        return VTFusionModelOutput(**result)
+        return {**fused, **(alignment if output_alignment else {}), "visual_mask": visual_mask, "fused_rows": rows}
 
     def contrastive_scale(self) -> torch.Tensor:
         """1 / temperature of the contrastive loss, a scalar."""

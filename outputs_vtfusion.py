@@ -232,7 +232,7 @@ class VTFusionCausalLMOutput(CausalLMOutputWithPast):
     text_to_image_attention: torch.FloatTensor | None = None
 
 
-# in the order of `VTFusionVisionModel.visual_inputs`
+# The arguments of `VTFusionVisionModel.visual_inputs` by which images come.
 IMAGE_INPUTS = ("pixel_values", "image_mask", "pixel_mask", "visual_embeds", "visual_boxes", "visual_mask")
 
 
