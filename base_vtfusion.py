@@ -1,16 +1,27 @@
-"""What every VTFusion model has: pretrained encoders, freezing, and its images as features with a place each."""
+"""What VTFusion models share: pretrained encoders, freezing, images as features with a place each, and the losses of heads."""
 
 import inspect
 import math
+from collections.abc import Callable
 from typing import Any, Unpack
 
 import torch
 from torch import nn
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel, initialization
+from transformers.utils import ModelOutput
 
 from .configuration_vtfusion import VTFusionConfig
-from .fusion_vtfusion import VTFusionLayer, VTFusionLinear, VTFusionPositions, VTFusionZeroLinear
-from .outputs_vtfusion import IMAGE_INPUTS, VTFusionInputs
+from .fusion_vtfusion import (
+    VTFusionLayer,
+    VTFusionLinear,
+    VTFusionPositions,
+    VTFusionZeroLinear,
+    at_least_float32,
+    contrastive_loss,
+    count_labels,
+    vision_loss,
+)
+from .outputs_vtfusion import IMAGE_INPUTS, VTFusionInputs, VTFusionModelOutput
 from .pipeline_vtfusion import VTFusionPipeline
 from .visual_vtfusion import build_encoder, encoder_auto_class, read_features, visual_hidden_size
 
@@ -371,6 +382,87 @@ class VTFusionVisionModel(VTFusionPreTrainedModel):
             visual = features, features.new_zeros(*shape, 4), features.new_zeros(shape[:2], dtype=torch.bool)
         features, boxes, mask = visual
         return features.flatten(1, 2), self.project_images(features, boxes, mask)[0], mask
+
+
+class VTFusionHead(VTFusionPreTrainedModel):
+    """What the heads on the base model share."""
+
+    @staticmethod
+    def predict_both(
+        head: Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor],
+        outputs: VTFusionModelOutput,
+        attention_mask: torch.Tensor | None,
+        with_text: bool,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """
+        What a head predicts from X_f, and from X_t alone for L_t.
+
+        Args:
+            head (`Callable`):
+                From hidden states `(rows, L, text_hidden_size)` and their mask `(rows, L)` to predictions, row by row.
+            outputs ([`VTFusionModelOutput`]): of the base model.
+            attention_mask (`torch.Tensor` of shape `(B, L)`, *optional*): 0 at padding.
+            with_text (`bool`): whether the prediction from X_t is wanted; else it is `None`.
+        """
+        mask = None if attention_mask is None else attention_mask.bool()
+        fused: Any = outputs.last_hidden_state
+        if not with_text:
+            return head(fused, mask), None
+        from_text = head(outputs.text_hidden_state, mask)
+        if outputs.visual_hidden_state is None:
+            return from_text, from_text
+        rows = outputs.fused_rows
+        if rows is None:
+            return head(fused, mask), from_text
+        # In the other rows X_f is X_t.
+        from_both = head(fused[rows], None if mask is None else mask[rows])
+        return from_text.index_copy(0, rows, from_both), from_text
+
+    @staticmethod
+    def shared_fields(output_class: type[ModelOutput], outputs: VTFusionModelOutput) -> dict[str, Any]:
+        """The fields of the base model's output that a head's output has too."""
+        return {name: outputs[name] for name in output_class.__dataclass_fields__.keys() & outputs.keys()}
+
+    @staticmethod
+    def token_vision_loss(
+        image_logits: torch.Tensor,
+        outputs: VTFusionModelOutput,
+        labels: torch.Tensor,
+        num_items_in_batch: torch.Tensor | int | None = None,
+    ) -> torch.Tensor:
+        """L_v of labels for each token, from logits `(R, N, num_labels)` of the image positions; see [`vision_loss`]."""
+        rows = slice(None) if outputs.fused_rows is None else outputs.fused_rows
+        return vision_loss(
+            at_least_float32(image_logits).log_softmax(dim=-1),
+            outputs.alignment_query,
+            outputs.alignment_key,
+            None if outputs.visual_mask is None else outputs.visual_mask[rows],
+            labels[rows],
+            count_labels(labels, num_items_in_batch),
+        )
+
+    def combine_losses(
+        self, outputs: VTFusionModelOutput, losses: dict[str, torch.Tensor], share: torch.Tensor | float = 1.0
+    ) -> torch.Tensor:
+        """
+        loss = w_ct L_ct + w_t L_t + w_v L_v + w_itc L_itc, with the weights of the config.
+
+        Args:
+            outputs ([`VTFusionModelOutput`]): of the base model, for L_itc.
+            losses (`dict[str, torch.Tensor]`): by the names of the output fields; L_itc is added to it.
+            share (`torch.Tensor` or `float`, *optional*, defaults to 1.0):
+                This batch's part of what the losses are averaged over, by which L_itc, a mean over the batch, is
+                scaled.
+        """
+        base = self.base_model
+        if outputs.image_embeds is not None:
+            has_image = None if outputs.visual_mask is None else outputs.visual_mask.any(dim=-1)
+            itc = contrastive_loss(outputs.text_embeds, outputs.image_embeds, base.contrastive_scale(), has_image)
+            losses["contrastive_loss"] = itc * share
+        if not losses:
+            # a batch without an image, of a head that only compares: still a loss that can be trained on
+            return outputs["last_hidden_state"].sum() * 0.0
+        return sum(getattr(self.config, f"{name}_weight") * value for name, value in losses.items())
 
 
 def _checked_image_mask(

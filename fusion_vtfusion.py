@@ -90,6 +90,8 @@ class VTFusionZeroLinear(nn.Linear):
 
 
 class VTFusionFeedForward(nn.Module):
+    """The feed-forward of a fusion layer with its residual connection; the norm comes first."""
+
     def __init__(self, config: VTFusionConfig):
         super().__init__()
         self.norm = nn.LayerNorm(config.fusion_hidden_size)
@@ -99,6 +101,7 @@ class VTFusionFeedForward(nn.Module):
         self.dropout = nn.Dropout(config.fusion_dropout)
 
     def forward(self, hidden_state: torch.Tensor) -> torch.Tensor:
+        """Hidden states `(…, D)` to hidden states `(…, D)`."""
         return hidden_state + self.dropout(self.down(self.activation(self.up(self.norm(hidden_state)))))
 
 
@@ -504,3 +507,56 @@ def count_labels(labels: torch.Tensor, num_items_in_batch: torch.Tensor | int | 
     if num_items_in_batch is None:
         return (labels != -100).sum().clamp(min=1)
     return torch.as_tensor(num_items_in_batch, device=labels.device).clamp(min=1)
+
+
+# ---------------------------------------------------------------------------------------------------------- labels
+# What is no label raises a `ValueError` that names its row, where it may be looked at; else the loss kernels stop it.
+
+
+def may_look_at(values: torch.Tensor) -> bool:
+    """
+    Whether code may depend on these values: an accelerator would have to be waited for to know them, and a compiler
+    needs fixed shapes.
+    """
+    return values.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def check_label_range(labels: torch.Tensor, num_labels: int, name: str = "labels") -> None:
+    """Labels from 0 to `num_labels - 1`, or -100."""
+    if may_look_at(labels):
+        _raise_outside(labels, ((labels < 0) & (labels != -100)) | (labels >= num_labels), num_labels - 1, name)
+
+
+def check_not_padding(positions: torch.Tensor, attention_mask: torch.Tensor, name: str) -> None:
+    """Places `(B,)` of tokens that are there, or -100; a text without any token has no such place, and may give any."""
+    if may_look_at(positions):
+        there = attention_mask.bool()
+        found = there.gather(1, positions.clamp(min=0)[:, None]).squeeze(1)
+        padding = (positions >= 0) & ~found & there.any(dim=1)
+        if padding.any():
+            row = int(padding.nonzero()[0])
+            raise ValueError(f"Row {row}, field `{name}`: {int(positions[row])} is padding.")
+
+
+def check_score_range(labels: torch.Tensor) -> None:
+    """Labels from 0 to 1 for each class, or -100: beyond them a binary cross-entropy falls without end."""
+    if may_look_at(labels):
+        # put so that NaN is outside too
+        _raise_outside(labels, ~((labels >= 0) & (labels <= 1)) & (labels != -100), 1, "labels")
+
+
+def check_token_labels(labels: torch.Tensor, shape: tuple[int, int], num_labels: int) -> None:
+    """A label for each token, of `shape` `(B, L)`."""
+    if tuple(labels.shape) != shape:
+        raise ValueError(f"`labels` must have shape {shape}, got {tuple(labels.shape)}.")
+    check_label_range(labels, num_labels)
+
+
+def _raise_outside(labels: torch.Tensor, outside: torch.Tensor, highest: int, name: str) -> None:
+    if outside.any():
+        row, *position = outside.nonzero()[0].tolist()
+        at = f" at position {position[0]}" if position else ""
+        raise ValueError(
+            f"Row {row}, field `{name}`: {labels[row, *position].item()}{at} is outside its range (0 to {highest}, "
+            "or -100 for none)."
+        )

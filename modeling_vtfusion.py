@@ -1,7 +1,6 @@
 """VTFusion model: encoders, alignment, interaction, fusion, heads."""
 
 import math
-from collections.abc import Callable
 from typing import Any, Unpack
 
 import torch
@@ -10,28 +9,30 @@ from transformers import AutoModelForTextEncoding, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.utils import ModelOutput, can_return_tuple
 
-from .base_vtfusion import VTFusionPreTrainedModel, VTFusionVisionModel, accepts
+from .base_vtfusion import VTFusionHead, VTFusionPreTrainedModel, VTFusionVisionModel, accepts
 from .configuration_vtfusion import VTFusionConfig
 from .fusion_vtfusion import (
     VTFusionGatedFusion,
     VTFusionLayer,
     VTFusionLinear,
     answer_mask,
-    at_least_float32,
     attention_map,
     binary_loss,
     bounded_scale,
-    contrastive_loss,
+    check_label_range,
+    check_not_padding,
+    check_score_range,
+    check_token_labels,
     count_labels,
     hard_negatives,
     masked_mean,
+    may_look_at,
     pool,
     pool_tokens,
     row_losses,
     row_vision_loss,
     span_cross_entropy,
     token_cross_entropy,
-    vision_loss,
 )
 from .generation_vtfusion import VTFusionForConditionalGeneration
 from .outputs_vtfusion import (
@@ -326,11 +327,8 @@ class VTFusionModel(VTFusionVisionModel):
 
 
 def _rows_to_fuse(visual_mask: torch.Tensor | None) -> torch.Tensor | None:
-    """
-    Indices of the rows with an image, where the others can be left out of the fusion; `None` where all go through it.
-    An accelerator would have to be waited for to know how many they are, and a compiler needs fixed shapes.
-    """
-    if visual_mask is None or visual_mask.device.type != "cpu" or torch.compiler.is_compiling():
+    """Indices of the rows with an image, where the others can be left out of the fusion; `None` where all take part."""
+    if visual_mask is None or not may_look_at(visual_mask):
         return None
     rows = visual_mask.any(dim=-1).nonzero().squeeze(-1)
     return rows if 0 < rows.numel() < visual_mask.shape[0] else None
@@ -339,128 +337,6 @@ def _rows_to_fuse(visual_mask: torch.Tensor | None) -> torch.Tensor | None:
 def _spread(value: torch.Tensor, rows: torch.Tensor, batch_size: int) -> torch.Tensor:
     """`value` at `rows` of a batch, zeros at the others."""
     return value.new_zeros(batch_size, *value.shape[1:]).index_copy(0, rows, value)
-
-
-def check_label_range(labels: torch.Tensor, num_labels: int, name: str = "labels") -> None:
-    # On a GPU the look-up would wait for the device, and the loss kernel checks there.
-    if labels.device.type == "cpu" and not torch.compiler.is_compiling():
-        _raise_outside(labels, ((labels < 0) & (labels != -100)) | (labels >= num_labels), num_labels - 1, name)
-
-
-def check_not_padding(positions: torch.Tensor, attention_mask: torch.Tensor, name: str) -> None:
-    """Places `(B,)` of tokens that are there, or -100; a text without any token has no such place, and may give any."""
-    if positions.device.type == "cpu" and not torch.compiler.is_compiling():
-        there = attention_mask.bool()
-        found = there.gather(1, positions.clamp(min=0)[:, None]).squeeze(1)
-        padding = (positions >= 0) & ~found & there.any(dim=1)
-        if padding.any():
-            row = int(padding.nonzero()[0])
-            raise ValueError(f"Row {row}, field `{name}`: {int(positions[row])} is padding.")
-
-
-def check_score_range(labels: torch.Tensor) -> None:
-    """Labels from 0 to 1 for each class, or -100: beyond them a binary cross-entropy falls without end."""
-    if labels.device.type == "cpu" and not torch.compiler.is_compiling():
-        # put so that NaN is outside too
-        _raise_outside(labels, ~((labels >= 0) & (labels <= 1)) & (labels != -100), 1, "labels")
-
-
-def check_token_labels(labels: torch.Tensor, shape: tuple[int, int], num_labels: int) -> None:
-    """A label for each token, of `shape` `(B, L)`."""
-    if tuple(labels.shape) != shape:
-        raise ValueError(f"`labels` must have shape {shape}, got {tuple(labels.shape)}.")
-    check_label_range(labels, num_labels)
-
-
-def _raise_outside(labels: torch.Tensor, outside: torch.Tensor, highest: int, name: str) -> None:
-    if outside.any():
-        row, *position = outside.nonzero()[0].tolist()
-        at = f" at position {position[0]}" if position else ""
-        raise ValueError(
-            f"Row {row}, field `{name}`: {labels[row, *position].item()}{at} is outside its range (0 to {highest}, "
-            "or -100 for none)."
-        )
-
-
-class VTFusionHead(VTFusionPreTrainedModel):
-    """What the heads on the base model share."""
-
-    @staticmethod
-    def predict_both(
-        head: Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor],
-        outputs: VTFusionModelOutput,
-        attention_mask: torch.Tensor | None,
-        with_text: bool,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """
-        What a head predicts from X_f, and from X_t alone for L_t.
-
-        Args:
-            head (`Callable`):
-                From hidden states `(rows, L, text_hidden_size)` and their mask `(rows, L)` to predictions, row by row.
-            outputs ([`VTFusionModelOutput`]): of the base model.
-            attention_mask (`torch.Tensor` of shape `(B, L)`, *optional*): 0 at padding.
-            with_text (`bool`): whether the prediction from X_t is wanted; else it is `None`.
-        """
-        mask = None if attention_mask is None else attention_mask.bool()
-        fused: Any = outputs.last_hidden_state
-        if not with_text:
-            return head(fused, mask), None
-        from_text = head(outputs.text_hidden_state, mask)
-        if outputs.visual_hidden_state is None:
-            return from_text, from_text
-        rows = outputs.fused_rows
-        if rows is None:
-            return head(fused, mask), from_text
-        # In the other rows X_f is X_t.
-        from_both = head(fused[rows], None if mask is None else mask[rows])
-        return from_text.index_copy(0, rows, from_both), from_text
-
-    @staticmethod
-    def shared_fields(output_class: type[ModelOutput], outputs: VTFusionModelOutput) -> dict[str, Any]:
-        """The fields of the base model's output that a head's output has too."""
-        return {name: outputs[name] for name in output_class.__dataclass_fields__.keys() & outputs.keys()}
-
-    @staticmethod
-    def token_vision_loss(
-        image_logits: torch.Tensor,
-        outputs: VTFusionModelOutput,
-        labels: torch.Tensor,
-        num_items_in_batch: torch.Tensor | int | None = None,
-    ) -> torch.Tensor:
-        """L_v of labels for each token, from logits `(R, N, num_labels)` of the image positions; see [`vision_loss`]."""
-        rows = slice(None) if outputs.fused_rows is None else outputs.fused_rows
-        return vision_loss(
-            at_least_float32(image_logits).log_softmax(dim=-1),
-            outputs.alignment_query,
-            outputs.alignment_key,
-            None if outputs.visual_mask is None else outputs.visual_mask[rows],
-            labels[rows],
-            count_labels(labels, num_items_in_batch),
-        )
-
-    def combine_losses(
-        self, outputs: VTFusionModelOutput, losses: dict[str, torch.Tensor], share: torch.Tensor | float = 1.0
-    ) -> torch.Tensor:
-        """
-        loss = w_ct L_ct + w_t L_t + w_v L_v + w_itc L_itc, with the weights of the config.
-
-        Args:
-            outputs ([`VTFusionModelOutput`]): of the base model, for L_itc.
-            losses (`dict[str, torch.Tensor]`): by the names of the output fields; L_itc is added to it.
-            share (`torch.Tensor` or `float`, *optional*, defaults to 1.0):
-                This batch's part of what the losses are averaged over, by which L_itc, a mean over the batch, is
-                scaled.
-        """
-        base = self.base_model
-        if outputs.image_embeds is not None:
-            has_image = None if outputs.visual_mask is None else outputs.visual_mask.any(dim=-1)
-            itc = contrastive_loss(outputs.text_embeds, outputs.image_embeds, base.contrastive_scale(), has_image)
-            losses["contrastive_loss"] = itc * share
-        if not losses:
-            # a batch without an image, of a head that only compares: still a loss that can be trained on
-            return outputs["last_hidden_state"].sum() * 0.0
-        return sum(getattr(self.config, f"{name}_weight") * value for name, value in losses.items())
 
 
 class _VTFusionWithClassifier(VTFusionHead):
@@ -842,52 +718,63 @@ class VTFusionForQuestionAnswering(VTFusionHead):
             **inputs,
         )
         logits, text_logits = self.predict_both(
-            lambda hidden_state, mask: self.qa_outputs(self.dropout(hidden_state)),
+            self._predict,
             outputs,
             attention_mask,
             with_text=start_positions is not None and self.config.text_loss_weight > 0,
         )
-        if attention_mask is not None:
-            padding = ~attention_mask.bool()[..., None]
-            logits = logits.masked_fill(padding, torch.finfo(logits.dtype).min)
-            if text_logits is not None:
-                text_logits = text_logits.masked_fill(padding, torch.finfo(logits.dtype).min)
         loss, losses = None, {}
         if start_positions is not None and end_positions is not None:
-            for positions, name in ((start_positions, "start_positions"), (end_positions, "end_positions")):
-                if positions.shape != logits.shape[:1]:
-                    raise ValueError(
-                        f"`{name}` must have shape {tuple(logits.shape[:1])}, got {tuple(positions.shape)}."
-                    )
-                check_label_range(positions, logits.shape[1], name)
-            if attention_mask is not None:
-                # With padding on the left, "no answer" is the first token behind it.
-                first = attention_mask.long().argmax(dim=-1)
-                start_positions, end_positions = (
-                    torch.where(positions < 0, positions, torch.maximum(positions, first))
-                    for positions in (start_positions, end_positions)
-                )
-                check_not_padding(start_positions, attention_mask, "start_positions")
-                check_not_padding(end_positions, attention_mask, "end_positions")
-            losses["fusion_loss"] = span_cross_entropy(logits, start_positions, end_positions)
-            if text_logits is not None:
-                losses["text_loss"] = span_cross_entropy(text_logits, start_positions, end_positions)
-            if outputs.image_state is not None:
-                inside = answer_mask(start_positions, end_positions, logits.shape[1]).long()
-                ignored = (
-                    (start_positions < 0)[:, None]
-                    if attention_mask is None
-                    else ((start_positions < 0)[:, None] | ~attention_mask.bool())
-                )
-                labels = inside.masked_fill(ignored, -100)
-                image_logits = self.vision_classifier(self.dropout(outputs.image_state))
-                losses["vision_loss"] = self.token_vision_loss(image_logits, outputs, labels)
+            losses = self._losses(logits, text_logits, outputs, attention_mask, start_positions, end_positions)
             loss = self.combine_losses(outputs, losses)
         start_logits, end_logits = logits.unbind(dim=-1)
         shared = self.shared_fields(VTFusionQuestionAnsweringOutput, outputs)
         return VTFusionQuestionAnsweringOutput(
             loss=loss, start_logits=start_logits, end_logits=end_logits, **losses, **shared
         )
+
+    def _predict(self, hidden_state: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        """Logits `(B, L, 2)` of each token as the first and as the last one, the lowest there are at padding."""
+        logits = self.qa_outputs(self.dropout(hidden_state))
+        return logits if mask is None else logits.masked_fill(~mask[..., None], torch.finfo(logits.dtype).min)
+
+    def _losses(
+        self,
+        logits: torch.Tensor,
+        text_logits: torch.Tensor | None,
+        outputs: VTFusionModelOutput,
+        attention_mask: torch.Tensor | None,
+        start_positions: torch.Tensor,
+        end_positions: torch.Tensor,
+    ) -> dict[str, torch.Tensor]:
+        start = _checked_positions(start_positions, "start_positions", logits, attention_mask)
+        end = _checked_positions(end_positions, "end_positions", logits, attention_mask)
+        losses = {"fusion_loss": span_cross_entropy(logits, start, end)}
+        if text_logits is not None:
+            losses["text_loss"] = span_cross_entropy(text_logits, start, end)
+        if outputs.image_state is not None:
+            ignored = (start < 0)[:, None]
+            if attention_mask is not None:
+                ignored = ignored | ~attention_mask.bool()
+            labels = answer_mask(start, end, logits.shape[1]).long().masked_fill(ignored, -100)
+            image_logits = self.vision_classifier(self.dropout(outputs.image_state))
+            losses["vision_loss"] = self.token_vision_loss(image_logits, outputs, labels)
+        return losses
+
+
+def _checked_positions(
+    positions: torch.Tensor, name: str, logits: torch.Tensor, attention_mask: torch.Tensor | None
+) -> torch.Tensor:
+    """Places `(B,)` of tokens, of logits `(B, L, 2)`: 0 is the first one behind any padding, -100 stays."""
+    if positions.shape != logits.shape[:1]:
+        raise ValueError(f"`{name}` must have shape {tuple(logits.shape[:1])}, got {tuple(positions.shape)}.")
+    check_label_range(positions, logits.shape[1], name)
+    if attention_mask is None:
+        return positions
+    first = attention_mask.long().argmax(dim=-1)
+    positions = torch.where(positions < 0, positions, torch.maximum(positions, first))
+    check_not_padding(positions, attention_mask, name)
+    return positions
 
 
 class VTFusionLMHead(nn.Module):
@@ -902,6 +789,7 @@ class VTFusionLMHead(nn.Module):
         self.decoder = nn.Linear(width, vocab_size)
 
     def forward(self, hidden_state: torch.Tensor) -> torch.Tensor:
+        """Scores `(…, vocab_size)` of all words, from hidden states `(…, hidden_size)`."""
         return self.decoder(self.norm(self.activation(self.transform(hidden_state))))
 
 
@@ -1286,9 +1174,8 @@ class VTFusionForPreTraining(_VTFusionWithMatching, _VTFusionWithLMHead):
         return self.match_batch(outputs, attention_mask, return_loss=True, losses=losses, share=share)
 
     def _masked_lm_loss(self, hidden_state: torch.Tensor, labels: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
-        if labels.device.type == "cpu" and not torch.compiler.is_compiling():
-            # The scores of all words cost more than the rest of a small model; an accelerator would have to be
-            # waited for to know where they are wanted.
+        if may_look_at(labels):
+            # The scores of all words cost more than the rest of a small model.
             chosen = labels != -100
             hidden_state, labels = hidden_state[chosen], labels[chosen]
         return token_cross_entropy(self.lm_head(hidden_state), labels, count)

@@ -16,7 +16,7 @@ from heads import HEADS, make_head
 from tiny import HIDDEN, IMAGE, randomize_fusion, tiny_config, tiny_inputs
 from tokenizers_for_tests import bert
 from vtfusion import VTFusionForSequenceClassification, VTFusionPreTrainedModel, VTFusionProcessor, modeling_vtfusion
-from vtfusion.modeling_vtfusion import check_label_range, check_not_padding, check_score_range
+from vtfusion.fusion_vtfusion import check_label_range, check_not_padding, check_score_range
 
 POOLING = ["mean", "first", "last"]
 POOLED = [(head, how) for head in ("sequence", "vqa") for how in POOLING]
