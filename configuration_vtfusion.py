@@ -1,11 +1,76 @@
 """VTFusion configuration: what can be chosen."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import transformers
 from transformers import CONFIG_MAPPING, AutoConfig, BertConfig, PreTrainedConfig, ViTConfig
 from transformers.activations import ACT2FN
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_weight(value: Any) -> bool:
+    return _is_number(value) and value >= 0
+
+
+_POSITIVE = (
+    *("fusion_hidden_size", "num_fusion_layers", "num_fusion_heads", "cross_attention_every"),
+    *("visual_hidden_size", "fusion_intermediate_size"),
+)
+_NOT_NEGATIVE = ("num_resampler_tokens", "vision_num_prefix_tokens")
+_OPTIONAL = ("visual_hidden_size", "fusion_intermediate_size", "vision_num_prefix_tokens", "class_weights")
+# Settings, what must hold of each, and how that is said.
+_RULES: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
+    (
+        (*_POSITIVE, *_NOT_NEGATIVE),
+        lambda count: isinstance(count, int) and not isinstance(count, bool),
+        "must be a whole number",
+    ),
+    (_POSITIVE, lambda count: count >= 1, "must be at least 1"),
+    (_NOT_NEGATIVE, lambda count: count >= 0, "must not be negative"),
+    (("temperature_init",), lambda tau: _is_number(tau) and tau > 0, "must be positive and finite"),
+    (
+        ("fusion_dropout", "classifier_dropout", "image_dropout", "label_smoothing"),
+        lambda share: _is_number(share) and 0 <= share < 1,
+        "must be at least 0 and below 1",
+    ),
+    (
+        (
+            *("fusion_loss_weight", "text_loss_weight", "vision_loss_weight", "contrastive_loss_weight"),
+            *("matching_loss_weight", "initializer_range"),
+        ),
+        _is_weight,
+        "must be finite and must not be negative",
+    ),
+    (("pooling",), lambda how: how in ("mean", "first", "last"), "must be 'mean', 'first' or 'last'"),
+    (("fusion_hidden_act",), lambda name: name in ACT2FN, f"must be one of {', '.join(ACT2FN)}"),
+    (
+        ("class_weights",),
+        lambda weights: isinstance(weights, list | tuple) and all(map(_is_weight, weights)),
+        "must be finite numbers that are not negative",
+    ),
+)
+
+# Where each class is. `save_pretrained` records only the class that was saved, and only an instance attribute reaches
+# the JSON file: the whole map on every instance makes every head and the processor load from one folder.
+_AUTO_MAP = {
+    "AutoConfig": "configuration_vtfusion.VTFusionConfig",
+    "AutoModel": "modeling_vtfusion.VTFusionModel",
+    "AutoModelForTokenClassification": "modeling_vtfusion.VTFusionForTokenClassification",
+    "AutoModelForSequenceClassification": "modeling_vtfusion.VTFusionForSequenceClassification",
+    "AutoModelForQuestionAnswering": "modeling_vtfusion.VTFusionForQuestionAnswering",
+    "AutoModelForVisualQuestionAnswering": "modeling_vtfusion.VTFusionForVisualQuestionAnswering",
+    "AutoModelForMaskedLM": "modeling_vtfusion.VTFusionForMaskedLM",
+    "AutoModelForZeroShotImageClassification": "modeling_vtfusion.VTFusionForImageTextRetrieval",
+    "AutoModelForPreTraining": "modeling_vtfusion.VTFusionForPreTraining",
+    "AutoModelForImageTextToText": "generation_vtfusion.VTFusionForConditionalGeneration",
+    "AutoModelForCausalLM": "generation_vtfusion.VTFusionForConditionalGeneration",
+    "AutoProcessor": "processing_vtfusion.VTFusionProcessor",
+}
 
 
 class VTFusionConfig(PreTrainedConfig):
@@ -75,8 +140,13 @@ class VTFusionConfig(PreTrainedConfig):
             Whether outputs carry the similarity and the attention maps of the last fusion layer.
         initializer_range (`float`, *optional*, defaults to 0.02):
             Standard deviation of the initial weights of the fusion part and of the heads.
+        tie_word_embeddings (`bool`, *optional*, defaults to `False`):
+            Whether the word embeddings are the output matrix too, in the heads that predict words.
         kwargs (*optional*):
             What every `PreTrainedConfig` takes, for example `num_labels`, `id2label`, `label2id`.
+
+    Raises:
+        ValueError: naming the setting, if it is not what is said above.
 
     Example:
 
@@ -154,58 +224,8 @@ class VTFusionConfig(PreTrainedConfig):
         self.vision_config = None if vision_config is None else self._as_config(vision_config, "vision_config")
         self.visual_hidden_size = visual_hidden_size
         self.vision_num_prefix_tokens = vision_num_prefix_tokens
-
-        counts = {
-            "fusion_hidden_size": (fusion_hidden_size, 1),
-            "num_fusion_layers": (num_fusion_layers, 1),
-            "num_fusion_heads": (num_fusion_heads, 1),
-            "cross_attention_every": (cross_attention_every, 1),
-            "num_resampler_tokens": (num_resampler_tokens, 0),
-        }
-        optional_counts = {
-            "visual_hidden_size": (visual_hidden_size, 1),
-            "vision_num_prefix_tokens": (vision_num_prefix_tokens, 0),
-            "fusion_intermediate_size": (fusion_intermediate_size, 1),
-        }
-        counts |= {name: (count, least) for name, (count, least) in optional_counts.items() if count is not None}
-        for name, (count, least) in counts.items():
-            if not isinstance(count, int) or isinstance(count, bool):
-                raise ValueError(f"`{name}` must be a whole number, got {count!r}.")
-            if count < least:
-                raise ValueError(f"`{name}` must {'be at least 1' if least else 'not be negative'}, got {count}.")
-        if fusion_hidden_size % num_fusion_heads != 0:
-            raise ValueError(
-                f"`fusion_hidden_size` ({fusion_hidden_size}) must be a multiple of `num_fusion_heads` "
-                f"({num_fusion_heads})."
-            )
-        if not _is_number(temperature_init) or temperature_init <= 0:
-            raise ValueError(f"`temperature_init` must be positive and finite, got {temperature_init!r}.")
-        shares = {
-            "fusion_dropout": fusion_dropout,
-            "classifier_dropout": classifier_dropout,
-            "image_dropout": image_dropout,
-            "label_smoothing": label_smoothing,
-        }
-        for name, share in shares.items():
-            if not _is_number(share) or not 0 <= share < 1:
-                raise ValueError(f"`{name}` must be at least 0 and below 1, got {share!r}.")
-        weights = {
-            "fusion_loss_weight": fusion_loss_weight,
-            "text_loss_weight": text_loss_weight,
-            "vision_loss_weight": vision_loss_weight,
-            "contrastive_loss_weight": contrastive_loss_weight,
-            "matching_loss_weight": matching_loss_weight,
-            "initializer_range": initializer_range,
-        }
-        for name, weight in weights.items():
-            if not _is_number(weight) or weight < 0:
-                raise ValueError(f"`{name}` must be finite and must not be negative, got {weight!r}.")
-        if pooling not in ("mean", "first", "last"):
-            raise ValueError(f"`pooling` must be 'mean', 'first' or 'last', got {pooling!r}.")
-        if fusion_hidden_act not in ACT2FN:
-            raise ValueError(f"`fusion_hidden_act` must be one of {', '.join(ACT2FN)}, got {fusion_hidden_act!r}.")
         self.fusion_hidden_size = fusion_hidden_size
-        self.fusion_intermediate_size = fusion_intermediate_size or 2 * fusion_hidden_size
+        self.fusion_intermediate_size = fusion_intermediate_size
         self.num_fusion_layers = num_fusion_layers
         self.num_fusion_heads = num_fusion_heads
         self.fusion_hidden_act = fusion_hidden_act
@@ -234,29 +254,24 @@ class VTFusionConfig(PreTrainedConfig):
             if kwargs.get(name) is None:
                 kwargs[name] = {}
         super().__init__(**kwargs)
-        if class_weights is not None and not (
-            isinstance(class_weights, list | tuple)
-            and all(_is_number(weight) and weight >= 0 for weight in class_weights)
-        ):
-            raise ValueError(f"`class_weights` must be finite numbers that are not negative, got {class_weights!r}.")
-        if class_weights is not None and len(class_weights) != self.num_labels:
-            raise ValueError(f"`class_weights` has {len(class_weights)} numbers for {self.num_labels} labels.")
-        # `save_pretrained` records only the class that was saved, and only an instance attribute reaches the JSON
-        # file. The whole map makes every head and the processor load from one folder.
-        self.auto_map = {
-            "AutoConfig": "configuration_vtfusion.VTFusionConfig",
-            "AutoModel": "modeling_vtfusion.VTFusionModel",
-            "AutoModelForTokenClassification": "modeling_vtfusion.VTFusionForTokenClassification",
-            "AutoModelForSequenceClassification": "modeling_vtfusion.VTFusionForSequenceClassification",
-            "AutoModelForQuestionAnswering": "modeling_vtfusion.VTFusionForQuestionAnswering",
-            "AutoModelForVisualQuestionAnswering": "modeling_vtfusion.VTFusionForVisualQuestionAnswering",
-            "AutoModelForMaskedLM": "modeling_vtfusion.VTFusionForMaskedLM",
-            "AutoModelForZeroShotImageClassification": "modeling_vtfusion.VTFusionForImageTextRetrieval",
-            "AutoModelForPreTraining": "modeling_vtfusion.VTFusionForPreTraining",
-            "AutoModelForImageTextToText": "generation_vtfusion.VTFusionForConditionalGeneration",
-            "AutoModelForCausalLM": "generation_vtfusion.VTFusionForConditionalGeneration",
-            "AutoProcessor": "processing_vtfusion.VTFusionProcessor",
-        }
+        self._check()
+        if fusion_intermediate_size is None:
+            self.fusion_intermediate_size = 2 * fusion_hidden_size
+        self.auto_map = dict(_AUTO_MAP)
+
+    def _check(self) -> None:
+        for names, holds, what in _RULES:
+            for name in names:
+                value = getattr(self, name)
+                if not (value is None and name in _OPTIONAL) and not holds(value):
+                    raise ValueError(f"`{name}` {what}, got {value!r}.")
+        if self.fusion_hidden_size % self.num_fusion_heads != 0:
+            raise ValueError(
+                f"`fusion_hidden_size` ({self.fusion_hidden_size}) must be a multiple of `num_fusion_heads` "
+                f"({self.num_fusion_heads})."
+            )
+        if self.class_weights is not None and len(self.class_weights) != self.num_labels:
+            raise ValueError(f"`class_weights` has {len(self.class_weights)} numbers for {self.num_labels} labels.")
 
     @staticmethod
     def _as_config(config: PreTrainedConfig | dict[str, Any], name: str) -> PreTrainedConfig:
@@ -277,10 +292,6 @@ class VTFusionConfig(PreTrainedConfig):
     def get_text_config(self, *args: Any, **kwargs: Any) -> PreTrainedConfig:
         """Configuration of the text part, which has the vocabulary and the word embeddings."""
         return self.text_config
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 VTFusionConfig.register_for_auto_class()
