@@ -1,4 +1,4 @@
-"""What VTFusion models share: pretrained encoders, freezing, images as features with a place each, and the losses of heads."""
+"""What VTFusion models share: pretrained encoders, freezing, images as features with places, the losses of heads."""
 
 import inspect
 import math

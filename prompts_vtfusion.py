@@ -75,3 +75,6 @@ def visible_images(ends: Sequence[int], places: Sequence[int], scope: str) -> np
         latest = np.where(seen, stands[None], -1).max(axis=1, keepdims=True)
         seen &= stands[None] == latest
     return seen.astype(np.int64)
+
+
+__all__ = ["chat_template_with_images", "take_image_tokens", "visible_images"]

@@ -1,4 +1,4 @@
-"""Texts as words, sub-words and labels: what stands where, in characters, and what predictions of tokens say about it."""
+"""Texts as words, sub-words and windows: what stands where, in characters and in tokens."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 from tokenizers import pre_tokenizers
+from transformers import BatchFeature
 
 from .images_vtfusion import Box
 
@@ -38,6 +39,45 @@ class TextRow:
     spans: list[Span]
     image_sizes: list[tuple[int, int] | None] = field(default_factory=list)
     image_views: list[Box | None] = field(default_factory=list)
+
+
+class VTFusionBatch(BatchFeature):
+    """
+    What [`VTFusionProcessor`] returns. As a mapping it holds model inputs only, so `model(**batch)` works; what the
+    way back to words needs lies in attributes, which survive `.to(device)`, copying and pickling.
+
+    Attributes:
+        rows (`list[TextRow]`): One record per text.
+        row_of_window (`list[int]` of length `batch_size`): The text that each window is a part of.
+        word_positions (`np.ndarray` of shape `(batch_size, sequence_length)`):
+            At each token where the prediction of a word is read, the index of the word in its text; −1 elsewhere.
+        token_spans (`np.ndarray` of shape `(batch_size, sequence_length, 2)`):
+            Where each token of a text starts and ends (exclusive) in it, in characters and without the spaces around;
+            (−1, −1) at special tokens, those of `text_pair`, padding, and tokens that show nothing but spaces.
+    """
+
+    def __init__(
+        self,
+        data: dict[str, Any] | None = None,
+        tensor_type: str | None = None,
+        rows: list[TextRow] | None = None,
+        row_of_window: list[int] | None = None,
+        word_positions: np.ndarray | None = None,
+        token_spans: np.ndarray | None = None,
+        **kwargs: Any,
+    ):
+        super().__init__(data, tensor_type=tensor_type, **kwargs)
+        self.rows = rows or []
+        self.row_of_window = row_of_window or []
+        self.word_positions = np.full((0, 0), -1) if word_positions is None else word_positions
+        self.token_spans = np.full((0, 0, 2), -1) if token_spans is None else token_spans
+
+    # The parent pickles `data` alone, which would lose the rows between the workers of a data loader.
+    def __getstate__(self) -> dict[str, Any]:
+        return dict(self.__dict__)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
 
 
 # ------------------------------------------------ words and sub-words -----------------------------------------------
@@ -86,6 +126,20 @@ def valid_unicode(text: str, where: str) -> str:
 
 
 def read_labels(labels: Any, words: list[str], row: int) -> list[int]:
+    """
+    Check the labels of a text.
+
+    Args:
+        labels (`Sequence[int]`): A label id for each word, or −100.
+        words (`list[str]`): The words of the text.
+        row (`int`): Its place in the batch, for error messages.
+
+    Returns:
+        `list[int]`: The labels.
+
+    Raises:
+        ValueError: if they are not one for each word, or one is no label id.
+    """
     where = f"row {row}, field `word_labels`: "
     if isinstance(labels, np.ndarray | torch.Tensor):
         labels = labels.tolist()
@@ -156,6 +210,35 @@ def assign_windows(positions: np.ndarray, windows: Sequence[Span]) -> np.ndarray
     return owner
 
 
+def words_in_windows(row: TextRow, token_spans: np.ndarray, windows: Sequence[Span]) -> list[np.ndarray]:
+    """
+    Which word is read at which token: each at its first sub-word, in the window that shows most around it.
+
+    Args:
+        row ([`TextRow`]): The text. A word of spaces alone has no token.
+        token_spans (`np.ndarray` of shape `(num_tokens, 2)`): Character offsets of its tokens in reading order.
+        windows (`Sequence[tuple[int, int]]`): The first token of each window and the one behind its last.
+
+    Returns:
+        `list[np.ndarray]`: for each window the words read at its tokens, of shape `(end - start,)`, −1 elsewhere.
+    """
+    spans = [
+        (start, start if word.isspace() else end) for word, (start, end) in zip(row.words, row.spans, strict=True)
+    ]
+    read_at = first_tokens(token_spans, np.array(spans, dtype=np.int64).reshape(-1, 2))
+    words = np.flatnonzero(read_at >= 0)
+    positions = read_at[words]
+    owner = assign_windows(positions, windows)
+    read_in = []
+    for window, (start, end) in enumerate(windows):
+        read = np.full(end - start, -1)
+        low, high = np.searchsorted(positions, [start, end])
+        owned = np.flatnonzero(owner[low:high] == window) + low
+        read[positions[owned] - start] = words[owned]
+        read_in.append(read)
+    return read_in
+
+
 def visible_spans(spans: np.ndarray, text: str) -> np.ndarray:
     """
     Spans without the spaces at their ends: some tokenizers count the space before a word as a part of its token.
@@ -176,104 +259,15 @@ def visible_spans(spans: np.ndarray, text: str) -> np.ndarray:
     return shown
 
 
-# ------------------------------------------------------ answers -----------------------------------------------------
-
-
-def best_spans(
-    start_scores: np.ndarray, end_scores: np.ndarray, token_spans: np.ndarray, n_best: int, max_answer_length: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """
-    The best answers in one window: the sum of the scores of their first and last token is highest.
-
-    Args:
-        start_scores (`np.ndarray` of shape `(num_tokens,)`): Scores of each token as the first one.
-        end_scores (`np.ndarray` of shape `(num_tokens,)`): Scores of each token as the last one.
-        token_spans (`np.ndarray` of shape `(num_tokens, 2)`): Their characters; no answer begins or ends at (−1, −1).
-        n_best (`int`): The most answers. Two that are the same characters are one.
-        max_answer_length (`int`): The most tokens of an answer.
-
-    Returns:
-        `tuple(np.ndarray, np.ndarray)`: their scores, best first, of shape `(num_answers,)`, and their first and last
-        tokens, of shape `(num_answers, 2)`.
-    """
-    places = np.flatnonzero(token_spans[:, 0] >= 0)
-    low, high = (places[0], places[-1] + 1) if len(places) else (0, 1)
-    unusable = token_spans[low:high, 0] < 0
-    starts = np.where(unusable, -np.inf, start_scores[low:high])
-    longest = min(max_answer_length, high - low)
-    ends = np.concatenate([np.where(unusable, -np.inf, end_scores[low:high]), np.full(longest - 1, -np.inf)])
-    # A band of the square of all pairs: row i holds the answers of 1, 2, … tokens that begin at token i.
-    scores = (starts[:, None] + np.lib.stride_tricks.sliding_window_view(ends, longest)).ravel()
-    possible = int((scores > -np.inf).sum())
-    if possible == 0:
-        return np.empty(0), np.empty((0, 2), dtype=np.int64)
-    # Pieces of one character have the same span, so that some of the best pairs may be the same answer.
-    taken = n_best
-    while True:
-        taken = min(taken, possible)
-        chosen = np.argpartition(-scores, taken - 1)[:taken]
-        chosen = chosen[np.lexsort((chosen, -scores[chosen]))]
-        first, length = np.divmod(chosen, longest)
-        tokens = np.stack([first, first + length], axis=1) + low
-        characters = np.stack([token_spans[tokens[:, 0], 0], token_spans[tokens[:, 1], 1]], axis=1)
-        distinct = np.sort(np.unique(characters, axis=0, return_index=True)[1])[:n_best]
-        if len(distinct) == n_best or taken == possible:
-            return scores[chosen[distinct]], tokens[distinct]
-        taken *= 4
-
-
-# ------------------------------------------------------- labels ------------------------------------------------------
-
-
-def _split_label(label: str) -> tuple[str, str]:
-    """`"B-PER"` → `("B", "PER")`; a label without a prefix continues its own kind, as in conlleval."""
-    if label == "O":
-        return "O", ""
-    prefix, dash, kind = label.partition("-")
-    return (prefix, kind) if dash and prefix in ("B", "I") else ("I", label)
-
-
-def entity_spans(labels: Sequence[str]) -> list[tuple[str, int, int]]:
-    """(kind, first word, last word) by the rules of conlleval: an `I-X` after `O` or another kind starts an entity."""
-    entities: list[tuple[str, int, int]] = []
-    previous = ""
-    for index, label in enumerate(labels):
-        prefix, kind = _split_label(label)
-        if prefix == "I" and kind == previous:
-            entities[-1] = (kind, entities[-1][1], index)
-        elif prefix != "O":
-            entities.append((kind, index, index))
-        previous = kind
-    return entities
-
-
-def viterbi(log_probs: np.ndarray, labels: Sequence[str]) -> np.ndarray:
-    """
-    The most probable label sequence in which `I-X` follows `B-X` or `I-X` only.
-
-    Args:
-        log_probs (`np.ndarray` of shape `(num_words, num_labels)`): Log-probabilities of each word's labels.
-        labels (`Sequence[str]`): The names of the labels.
-
-    Returns:
-        `np.ndarray` of shape `(num_words,)`: Label ids.
-    """
-    inside = np.array([label.startswith("I-") for label in labels])
-    allowed = np.array(
-        [
-            [not is_in or before in (f"B-{now[2:]}", now) for now, is_in in zip(labels, inside, strict=True)]
-            for before in labels
-        ]
-    )
-    penalty = np.where(allowed, 0.0, -np.inf)
-    score = np.where(inside, -np.inf, log_probs[0])
-    back = np.zeros(log_probs.shape, dtype=np.int64)
-    for word in range(1, len(log_probs)):
-        paths = score[:, None] + penalty
-        back[word] = paths.argmax(0)
-        score = paths.max(0) + log_probs[word]
-    best = np.empty(len(log_probs), dtype=np.int64)
-    best[-1] = score.argmax()
-    for word in range(len(log_probs) - 1, 0, -1):
-        best[word - 1] = back[word, best[word]]
-    return best
+__all__ = [
+    "Span",
+    "TextRow",
+    "VTFusionBatch",
+    "assign_windows",
+    "first_tokens",
+    "read_labels",
+    "read_text",
+    "valid_unicode",
+    "visible_spans",
+    "words_in_windows",
+]

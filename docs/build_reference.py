@@ -39,7 +39,7 @@ def is_described(doc: Doc) -> bool:
 
 
 def choose_members(cls: Class) -> None:
-    """What is ours in a class: what it defines, has from classes that are not shown, or says about its arguments."""
+    """What is ours in a class: what it defines, has from mixins and classes not shown, or says about its arguments."""
     if typing.is_typeddict(cls.obj):
         cls.members = {}  # described in its docstring; transformers' annotations cannot be read outside of it
     fields = dataclasses.fields(cls.obj) if dataclasses.is_dataclass(cls.obj) else ()
@@ -50,7 +50,7 @@ def choose_members(cls: Class) -> None:
             doc.docstring = help_texts.get(name, "")  # what pdoc found may be another library's
         if not module.startswith("vtfusion.") or not is_described(doc):
             del cls.members[name]
-        elif qualname.startswith("_"):
+        elif qualname.startswith("_") or qualname.partition(".")[0].endswith("Mixin"):
             doc.taken_from = doc.modulename, doc.qualname
     if any(base.__name__.startswith("_") for base in cls.obj.__bases__):
         base = next(base for base in cls.obj.__mro__[1:] if not base.__name__.startswith("_"))

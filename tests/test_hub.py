@@ -166,6 +166,7 @@ def test_sharded_weights(hub, published):
     assert len(shards) > 1
     assert set(files) == CODE - {
         "processing_vtfusion.py",
+        "postprocessing_vtfusion.py",
         "images_vtfusion.py",
         "prompts_vtfusion.py",
         "words_vtfusion.py",

@@ -39,7 +39,8 @@ from vtfusion import (
     processing_vtfusion,
 )
 from vtfusion.images_vtfusion import decode_image, paint, visible_rectangle
-from vtfusion.words_vtfusion import assign_windows, entity_spans, first_tokens, read_text, viterbi
+from vtfusion.postprocessing_vtfusion import entity_spans, viterbi
+from vtfusion.words_vtfusion import assign_windows, first_tokens, read_text
 
 LABELS = {0: "O", 1: "B-PER", 2: "I-PER", 3: "B-LOC", 4: "I-LOC"}
 IDS = {label: index for index, label in LABELS.items()}

@@ -17,6 +17,7 @@ from transformers import ViTImageProcessor
 from tiny import randomize_fusion, tiny_config
 from tokenizers_for_tests import TOKENIZERS
 from vtfusion import VTFusionForQuestionAnswering, VTFusionProcessor
+from vtfusion.postprocessing_vtfusion import best_spans
 from vtfusion.training.arguments import VTFusionTrainingArguments
 from vtfusion.training.collator import FusionCollator
 from vtfusion.training.images import ImageStore
@@ -29,7 +30,7 @@ from vtfusion.training.question_answering import (
     read_answers,
 )
 from vtfusion.training.trainer import VTFusionTrainer
-from vtfusion.words_vtfusion import best_spans, visible_spans
+from vtfusion.words_vtfusion import visible_spans
 
 CONTEXT = "The quick fox isn't lazy; in  New York, 10,000 words (Zoë's) jump over Acme 😀🎉 town. " * 3
 QUESTION = "Where is the fox?"

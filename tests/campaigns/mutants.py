@@ -52,6 +52,7 @@ MODELS = [
 PROCESSING = ["tests/test_processing_vtfusion.py", "tests/test_prompts.py", "tests/test_question_answering.py"]
 TESTS = {
     "processing_vtfusion": PROCESSING,
+    "postprocessing_vtfusion": PROCESSING,
     "words_vtfusion": PROCESSING,
     "images_vtfusion": ["tests/test_processing_vtfusion.py", "tests/test_bad_images.py"],
     "fusion_vtfusion": [*MODELS, "tests/test_generation_vtfusion.py"],
@@ -61,7 +62,7 @@ TESTS = {
     "training.pairing": ["tests/test_pairing.py", "tests/test_image_paths.py", "tests/test_contact_sheet.py"],
 }
 GROUPS = {
-    "processing": ["processing_vtfusion", "words_vtfusion", "images_vtfusion"],
+    "processing": ["processing_vtfusion", "postprocessing_vtfusion", "words_vtfusion", "images_vtfusion"],
     "modeling maths": ["fusion_vtfusion", "base_vtfusion", "modeling_vtfusion", "visual_vtfusion"],
     "pairing": ["training.pairing"],
 }

@@ -26,6 +26,7 @@ HUB_FILES = {
     "pipeline_vtfusion.py",
     "visual_vtfusion.py",
     "processing_vtfusion.py",
+    "postprocessing_vtfusion.py",
     "images_vtfusion.py",
     "prompts_vtfusion.py",
     "words_vtfusion.py",
@@ -139,6 +140,7 @@ def test_model_alone_has_what_it_needs(tmp_path):
     make_model("precomputed").save_pretrained(tmp_path)
     assert {path.name for path in tmp_path.glob("*.py")} == HUB_FILES - {
         "processing_vtfusion.py",
+        "postprocessing_vtfusion.py",
         "images_vtfusion.py",
         "prompts_vtfusion.py",
         "words_vtfusion.py",
