@@ -285,7 +285,7 @@ class VTFusionTokenClassificationPipeline(VTFusionPipeline):
         self,
         model_outputs: dict[str, Any],
         aggregation_strategy: str = "simple",
-        decoding: str = "argmax",
+        decoding: str | None = None,
         return_heatmaps: bool = False,
         return_regions: bool = True,
     ) -> list[list[dict[str, Any]]]:
@@ -298,8 +298,9 @@ class VTFusionTokenClassificationPipeline(VTFusionPipeline):
             aggregation_strategy (`str`, *optional*, defaults to `"simple"`):
                 `"simple"` gives entities, see [`~VTFusionProcessor.post_process_token_classification`]; `"none"` every
                 word as `entity` (its label), `score`, `index`, `word`, `start`, `end` and `gate`.
-            decoding (`str`, *optional*, defaults to `"argmax"`):
-                `"argmax"` or `"viterbi"`.
+            decoding (`str`, *optional*):
+                `"argmax"` or `"viterbi"`, by default what the processor was saved with; see
+                [`~VTFusionProcessor.predict_word_labels`].
             return_heatmaps (`bool`, *optional*, defaults to `False`):
                 Whether to add `heatmaps`.
             return_regions (`bool`, *optional*, defaults to `True`):

@@ -203,7 +203,7 @@ class VTFusionPostProcessingMixin:
     stands where is in the batch that the model was called with.
     """
 
-    decoding: str = "argmax"
+    decoding: str
 
     def merge_windows(
         self, values: torch.Tensor, batch: VTFusionBatch

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 from transformers.processing_utils import ImagesKwargs, ProcessingKwargs, ProcessorMixin, Unpack
 
 from .images_vtfusion import decode_image, visible_rectangle, without_unseen_ends
-from .postprocessing_vtfusion import VTFusionPostProcessingMixin
+from .postprocessing_vtfusion import VTFusionPostProcessingMixin, check_decoding
 from .prompts_vtfusion import chat_template_with_images, take_image_tokens, visible_images
 from .words_vtfusion import (
     Span,
@@ -87,6 +87,12 @@ class VTFusionProcessor(VTFusionPostProcessingMixin, ProcessorMixin):
             sequence, without windows and words.
         image_scope (`str`, *optional*, defaults to `"latest"`):
             With `image_token`: whether a token may look at the `"latest"` image before it or at `"all"` of them.
+        decoding (`str`, *optional*, defaults to `"argmax"`):
+            How labels of words are read off a model's scores: `"argmax"` or `"viterbi"`, see
+            [`~VTFusionProcessor.predict_word_labels`]. `decoding` in a call goes first.
+
+    Raises:
+        ValueError: if there is no tokenizer, or a setting is not what is said above.
 
     Example:
 
@@ -120,6 +126,7 @@ class VTFusionProcessor(VTFusionPostProcessingMixin, ProcessorMixin):
         chat_template: Any = None,
         image_token: str | None = None,
         image_scope: str = "latest",
+        decoding: str = "argmax",
     ):
         if tokenizer is None:
             raise ValueError("`VTFusionProcessor` needs a tokenizer")
@@ -133,8 +140,10 @@ class VTFusionProcessor(VTFusionPostProcessingMixin, ProcessorMixin):
             raise ValueError(f"`window_length` must be positive, got {window_length}")
         if window_stride < 0:
             raise ValueError(f"`window_stride` must not be negative, got {window_stride}")
+        check_decoding(decoding)
         self.window_length = window_length
         self.window_stride = window_stride
+        self.decoding = decoding
         # Saving would set it too, but only then: a processor equals what is loaded from its files.
         self.auto_map = {"AutoProcessor": "processing_vtfusion.VTFusionProcessor"}
         if image_processor is not None:

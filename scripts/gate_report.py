@@ -54,13 +54,14 @@ def main(args: GateArguments, data_args: GateDataArguments) -> Any:
     rows = dataset[args.split]
     model = VTFusionForTokenClassification.from_pretrained(args.model_name_or_path, revision=args.model_revision)
     processor = VTFusionProcessor.from_pretrained(args.model_name_or_path, revision=args.model_revision)
+    processor.decoding = data_args.decoding or processor.decoding
     model.freeze_vision_encoder()  # nothing is trained, so features can come from the cache
 
     only = type(dataset)({args.split: rows})
     image_keys, store, cache = prepare_images(only, model, processor, data_args, training_args)
     keys = image_keys[args.split]
     windows = encode_windows(rows, processor, keys, data_args.num_proc).sort("length", reverse=True)
-    evaluator = WordEvaluator(rows, windows, processor, data_args.decoding)
+    evaluator = WordEvaluator(rows, windows, processor)
     trainer = VTFusionTrainer(
         model=model, args=training_args, data_collator=FusionCollator(processor, store, cache), eval_dataset=windows
     )

@@ -50,6 +50,7 @@ def run(
         dataset = load_splits(data_args, model_args.model_name_or_path, model_args.model_revision)
     label_names = next(iter(dataset.values())).features["ner_tags"].feature.names
     model, processor = load_model(VTFusionForTokenClassification, model_args, label_names)
+    processor.decoding = data_args.decoding or processor.decoding
     images = prepare_images(dataset, model, processor, data_args, training_args)
     windows = by_length(
         {
@@ -58,9 +59,7 @@ def run(
         }
     )
     evaluators = {
-        split: WordEvaluator(rows, windows[split], processor, data_args.decoding)
-        for split, rows in dataset.items()
-        if split != "train"
+        split: WordEvaluator(rows, windows[split], processor) for split, rows in dataset.items() if split != "train"
     }
     return fine_tune(
         model, processor, windows, evaluators, images, model_args, data_args, training_args, "token-classification"

@@ -73,6 +73,7 @@ def main(model_args: ModelArguments, data_args: TokenDataArguments, args: LoopAr
     dataset = load_splits(data_args, model_args.model_name_or_path, model_args.model_revision)
     label_names = next(iter(dataset.values())).features["ner_tags"].feature.names
     model, processor = load_model(VTFusionForTokenClassification, model_args, label_names)
+    processor.decoding = data_args.decoding or processor.decoding
     image_keys, store, cache = prepare_images(dataset, model, processor, data_args, training_args)
     windows = by_length(
         {
@@ -81,9 +82,7 @@ def main(model_args: ModelArguments, data_args: TokenDataArguments, args: LoopAr
         }
     )
     evaluators = {
-        split: WordEvaluator(rows, windows[split], processor, data_args.decoding)
-        for split, rows in dataset.items()
-        if split != "train"
+        split: WordEvaluator(rows, windows[split], processor) for split, rows in dataset.items() if split != "train"
     }
     collator = FusionCollator(processor, store, cache)
 

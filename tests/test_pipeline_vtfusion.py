@@ -136,6 +136,23 @@ def test_entities_are_those_of_model_and_processor(ner):
     assert_close(ner("john smith sees the fox"), expected)
 
 
+def test_labels_are_read_as_the_processor_says(ner, monkeypatch):
+    texts = ["john smith sees the fox", "the fox sees john smith, 😀 fox"]
+
+    def labels(**kwargs):
+        return [[word["entity"] for word in words] for words in ner(texts, aggregation_strategy="none", **kwargs)]
+
+    # names the other way round, so that what the model likes best cannot stand first
+    monkeypatch.setattr(ner.model.config, "id2label", {0: "O", 1: "I-PER", 2: "B-PER"})
+    by_argmax, by_viterbi = labels(), labels(decoding="viterbi")
+    assert by_argmax[0][0] == "I-PER" != by_viterbi[0][0]
+    monkeypatch.setattr(ner.processor, "decoding", "viterbi")
+    assert labels() == by_viterbi and labels(decoding="argmax") == by_argmax
+    assert [entity["words"] for of_text in ner(texts) for entity in of_text] == [
+        entity["words"] for of_text in ner(texts, decoding="viterbi") for entity in of_text
+    ]
+
+
 def test_words_with_their_labels(ner):
     outputs, batch = run(ner, "john smith, 😀 fox", picture())
     probabilities = outputs.logits[0].softmax(-1)

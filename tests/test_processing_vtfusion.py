@@ -842,6 +842,36 @@ def test_decoding_choices(processor):
         processor.predict_word_labels(outputs, batch, {0: "O"})
 
 
+def test_decoding_is_saved_with_the_processor(bert, tmp_path):
+    logits = torch.zeros(1, 4, 5)
+    logits[0, 1] = torch.tensor([2.0, 1.9, 0, 0, 0])  # O, nearly B-PER
+    logits[0, 2] = torch.tensor([0, 0, 3.0, 0, 0])  # I-PER
+    outputs, argmax, viterbi = SimpleNamespace(logits=logits), [["O", "I-PER"]], [["B-PER", "I-PER"]]
+    VTFusionProcessor(tokenizer=bert, decoding="viterbi").save_pretrained(tmp_path)
+    loaded = VTFusionProcessor.from_pretrained(tmp_path)
+    batch = loaded(text=["fox the"], return_tensors="pt")
+    assert loaded.predict_word_labels(outputs, batch, LABELS) == viterbi
+    assert [word["entity"] for word in loaded.post_process_words(outputs, batch, LABELS)[0]] == viterbi[0]
+    (entity,) = loaded.post_process_token_classification(outputs, batch, LABELS)[0]
+    assert entity["words"] == (0, 1)
+    assert loaded.predict_word_labels(outputs, batch, LABELS, "argmax") == argmax
+    (entity,) = loaded.post_process_token_classification(outputs, batch, LABELS, "argmax")[0]
+    assert entity["words"] == (1, 1)
+    # set after loading, as a training does
+    loaded.decoding = "argmax"
+    loaded.save_pretrained(tmp_path / "again")
+    again = VTFusionProcessor.from_pretrained(tmp_path / "again")
+    assert again.predict_word_labels(outputs, batch, LABELS) == argmax
+    # from before it was saved
+    file = tmp_path / "processor_config.json"
+    saved = json.loads(file.read_text())
+    assert saved.pop("decoding") == "viterbi"
+    file.write_text(json.dumps(saved))
+    assert VTFusionProcessor.from_pretrained(tmp_path).predict_word_labels(outputs, batch, LABELS) == argmax
+    with pytest.raises(ValueError, match="`decoding` must be 'argmax' or 'viterbi', got 'beam'"):
+        VTFusionProcessor(tokenizer=bert, decoding="beam")
+
+
 def test_scores_of_a_text_are_the_mean_over_its_windows(processor):
     batch = processor(text=["fox " * 20, "fox"], max_length=12, stride=2, return_tensors="pt")
     assert batch.row_of_window == [0, 0, 0, 1]
@@ -1123,6 +1153,8 @@ class Hide:  # an editable install is found from anywhere
         if name == "vtfusion":
             raise ModuleNotFoundError(name)
 sys.meta_path.insert(0, Hide())
+from types import SimpleNamespace
+import torch
 from transformers import AutoProcessor
 for folder in sys.argv[1:]:
     processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
@@ -1131,7 +1163,10 @@ for folder in sys.argv[1:]:
     assert len(batch.rows[0].words) == 40
     processor.save_pretrained(folder + "/again")
     again = AutoProcessor.from_pretrained(folder + "/again", trust_remote_code=True)
-    print(type(again).__name__, again.image_processor is None, again.window_stride)
+    batch, logits = again(text=["fox the"], return_tensors="pt"), torch.zeros(1, 4, 3)
+    logits[0, 1], logits[0, 2] = torch.tensor([2.0, 1.9, 0]), torch.tensor([0, 0, 3.0])
+    labels = again.predict_word_labels(SimpleNamespace(logits=logits), batch, {0: "O", 1: "B-A", 2: "I-A"})[0]
+    print(type(again).__name__, again.image_processor is None, again.window_stride, *labels)
 """
 
 
@@ -1139,14 +1174,18 @@ for folder in sys.argv[1:]:
 def test_remote_code(bert, tmp_path):
     folders = [str(tmp_path / name) for name in ("images", "text")]
     for folder, images in zip(folders, (image_processor(), None), strict=True):
-        VTFusionProcessor(images, bert, window_stride=3).save_pretrained(folder)
+        VTFusionProcessor(images, bert, window_stride=3, decoding="viterbi").save_pretrained(folder)
         assert (Path(folder) / "processing_vtfusion.py").is_file()
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(tmp_path / "modules")}
     environment.pop("PYTHONPATH", None)
     command = [sys.executable, "-c", REMOTE, *folders]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.split("\n") == ["VTFusionProcessor False 3", "VTFusionProcessor True 3", ""]
+    assert done.stdout.split("\n") == [
+        "VTFusionProcessor False 3 B-A I-A",
+        "VTFusionProcessor True 3 B-A I-A",
+        "",
+    ]
 
 
 def test_auto_processor_here(bert, tmp_path):

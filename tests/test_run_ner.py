@@ -1,5 +1,6 @@
 """The NER script from files to results, on a small synthetic sample set."""
 
+import itertools
 import json
 import os
 import re
@@ -66,7 +67,7 @@ def test_windows_of_many_rows_without_image_before_the_first_with_one(sample):
 
 
 def test_plain_loop_writes_what_the_trainer_writes(sample, tmp_path):
-    options = ["--num_train_epochs", "2", "--gradient_accumulation_steps", "2"]
+    options = ["--num_train_epochs", "2", "--gradient_accumulation_steps", "2", "--decoding", "viterbi"]
     results = run(
         sample,
         tmp_path,
@@ -79,12 +80,19 @@ def test_plain_loop_writes_what_the_trainer_writes(sample, tmp_path):
     assert len((tmp_path / "test_predictions.jsonl").read_text().splitlines()) == 24
     again = run(sample, tmp_path / "b", "--model_name_or_path", str(tmp_path), "--num_train_epochs", "0")
     assert again["test"] == results["test"]
+    assert VTFusionProcessor.from_pretrained(tmp_path).decoding == "viterbi"
 
 
 def test_trained_encoders_and_test_alone(sample, tmp_path):
-    trained = run(sample, tmp_path / "a", "--freeze_vision", "False", "--num_fusion_layers", "2")
+    options = ["--freeze_vision", "False", "--num_fusion_layers", "2", "--decoding", "viterbi"]
+    trained = run(sample, tmp_path / "a", *options)
     again = run(sample, tmp_path / "b", "--model_name_or_path", str(tmp_path / "a"), "--num_train_epochs", "0")
     assert again["test"] == trained["test"]
+    # what a flag does not change stays what the model was saved with
+    assert VTFusionProcessor.from_pretrained(tmp_path / "b").decoding == "viterbi"
+    for record in map(json.loads, (tmp_path / "b" / "test_predictions.jsonl").read_text().splitlines()):
+        for before, tag in itertools.pairwise(["O", *record["predicted_tags"]]):
+            assert not tag.startswith("I-") or before[2:] == tag[2:]
 
     command = [sys.executable, str(SCRIPTS / "gate_report.py"), "--model_name_or_path", str(tmp_path / "a")]
     command += ["--dataset_name", str(sample / "data"), "--output_dir", str(tmp_path / "gates"), "--num_examples", "2"]

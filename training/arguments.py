@@ -205,9 +205,12 @@ class DataArguments(SourceArguments):
 class TokenDataArguments(DataArguments, TokenSourceArguments):
     """Data for entity recognition."""
 
-    decoding: str = field(
-        default="argmax",
-        metadata={"help": "Best tag of each word, or the best valid IOB2 sequence.", "choices": ["argmax", "viterbi"]},
+    decoding: str | None = field(
+        default=None,
+        metadata={
+            "help": "Best tag of each word, or the best valid IOB2 sequence: saved with the model; a new one has argmax.",
+            "choices": ["argmax", "viterbi"],
+        },
     )
 
 

@@ -72,15 +72,14 @@ class WordEvaluator:
     Args:
         dataset (`datasets.Dataset`): the texts, with `tokens` and `ner_tags`.
         windows (`datasets.Dataset`): made from it by [`encode_windows`], in the order in which they are predicted.
-        processor ([`VTFusionProcessor`]): puts windows back together.
-        decoding (`str`, *optional*, defaults to `"argmax"`): or `"viterbi"`.
+        processor ([`VTFusionProcessor`]): puts windows back together, and reads tags off scores by its `decoding`.
     """
 
     metric = "f1"
     field = "predicted_tags"
 
-    def __init__(self, dataset: Dataset, windows: Dataset, processor: VTFusionProcessor, decoding: str = "argmax"):
-        self.processor, self.decoding = processor, decoding
+    def __init__(self, dataset: Dataset, windows: Dataset, processor: VTFusionProcessor):
+        self.processor = processor
         self.label_names = dataset.features["ner_tags"].feature.names
         self.references = [[self.label_names[tag] for tag in tags] for tags in dataset["ner_tags"]]
         self.rows: list[TextRow] = [read_text(tokens, row) for row, tokens in enumerate(dataset["tokens"])]
@@ -108,7 +107,7 @@ class WordEvaluator:
     def answers(self, predictions: tuple[np.ndarray, np.ndarray]) -> list[list[str]]:
         """One IOB2 tag for every word of every text."""
         outputs, batch = self.gather(predictions)
-        return self.processor.predict_word_labels(outputs, batch, self.id2label, self.decoding)
+        return self.processor.predict_word_labels(outputs, batch, self.id2label)
 
     def score(self, tags: Sequence[Sequence[str]]) -> dict[str, float | int]:
         """Strict entity scores of these tags, see [`compute_entity_metrics`]."""
@@ -132,8 +131,8 @@ class WordEvaluator:
             image_keys (`Sequence[list[str] | None]`): the images of each text, of which the number is told.
         """
         outputs, batch = self.gather(predictions, image_keys)
-        entities = self.processor.post_process_token_classification(outputs, batch, self.id2label, self.decoding)
-        tags = self.processor.predict_word_labels(outputs, batch, self.id2label, self.decoding)
+        entities = self.processor.post_process_token_classification(outputs, batch, self.id2label)
+        tags = self.processor.predict_word_labels(outputs, batch, self.id2label)
         return [
             {
                 "row": index,
