@@ -120,6 +120,7 @@ class VTFusionDecoderLayer(nn.Module):
         self.index = index
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the language model's own layer takes and returns, after the tokens have read the images, if there are any."""
         reading = _READING.get()
         if reading is not None:
             if args:
@@ -295,12 +296,15 @@ class VTFusionForConditionalGeneration(VTFusionVisionModel, GenerationMixin):
 
     @classmethod
     def text_auto_class(cls, config: PreTrainedConfig) -> Any:
+        """The Auto class of language models with their head."""
         return AutoModelForCausalLM
 
     def get_output_embeddings(self) -> nn.Module:
+        """The output matrix, which is the language model's."""
         return self.text_model.get_output_embeddings()
 
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        """Gives the language model another output matrix."""
         self.text_model.set_output_embeddings(new_embeddings)
 
     # ------------------------------------------------------------------------------------------------------ images
@@ -436,21 +440,27 @@ class VTFusionForConditionalGeneration(VTFusionVisionModel, GenerationMixin):
             raise ValueError("`labels` need the logits of all tokens: leave `logits_to_keep` out.")
         if output_fusion_attentions is None:
             output_fusion_attentions = self.config.output_fusion_attentions
-        tokens: Any = input_ids if input_ids is not None else inputs_embeds
-        images = dict(
-            zip(
-                IMAGE_INPUTS,
-                (pixel_values, image_mask, pixel_mask, visual_embeds, visual_boxes, visual_mask),
-                strict=True,
-            )
-        )
         image = None
         if pixel_values is not None or visual_embeds is not None:
             if image_key_values is not None:
                 raise ValueError("Give images or `image_key_values`, not both.")
-            image, image_key_mask = self._encode(images)
+            image, image_key_mask = self._encode(
+                {
+                    "pixel_values": pixel_values,
+                    "image_mask": image_mask,
+                    "pixel_mask": pixel_mask,
+                    "visual_embeds": visual_embeds,
+                    "visual_boxes": visual_boxes,
+                    "visual_mask": visual_mask,
+                }
+            )
             image_key_mask = self.drop_images(image_key_mask, (image.shape[0], image.shape[1]), image.device)
             image_key_values = self._states(image, None)["image_key_values"]
+        reading = None
+        if image_key_values is not None:
+            tokens: Any = input_ids if input_ids is not None else inputs_embeds
+            mask = _join_masks(image_key_values, image_key_mask, cross_attention_mask, tuple(tokens.shape[:2]))
+            reading = _Reading(self.cross_attention_layers, image_key_values, mask)
         inputs: dict[str, Any] = {
             "input_ids": input_ids,
             "inputs_embeds": inputs_embeds,
@@ -463,10 +473,6 @@ class VTFusionForConditionalGeneration(VTFusionVisionModel, GenerationMixin):
         cache = cache if cache is not None else past_key_values
         inputs["cache" if accepts(self.text_model, "cache") else "past_key_values"] = cache
 
-        reading = None
-        if image_key_values is not None:
-            mask = _join_masks(image_key_values, image_key_mask, cross_attention_mask, tuple(tokens.shape[:2]))
-            reading = _Reading(self.cross_attention_layers, image_key_values, mask)
         outputs = self._run_text_model(inputs, reading)
         # Its keys, not what it answers to: newer versions alias the old name of the cache.
         passed_on = outputs.keys() & VTFusionCausalLMOutput.__dataclass_fields__
@@ -478,13 +484,16 @@ class VTFusionForConditionalGeneration(VTFusionVisionModel, GenerationMixin):
                 result["text_to_image_attention"] = self._attention(reading)
         if shift_labels is not None:
             losses = self._losses(outputs.logits, shift_labels, inputs, reading, image, num_items_in_batch)
-            weights = {name: getattr(self.config, f"{name}_weight") for name in losses}
-            loss = sum(weights[name] * value for name, value in losses.items())
-            if self.training and not loss.requires_grad:
-                # a batch without an image, of a frozen language model: nothing to learn, but no error either
-                loss = loss + sum(parameter.sum() * 0.0 for parameter in self.cross_attention_layers.parameters())
-            result = {"loss": loss, **losses, **result}
+            result = {"loss": self._combine(losses), **losses, **result}
         return VTFusionCausalLMOutput(**result)
+
+    def _combine(self, losses: dict[str, torch.Tensor]) -> torch.Tensor:
+        """loss = w_ct L_ct + w_t L_t + w_v L_v, with the weights of the config."""
+        loss: Any = sum(getattr(self.config, f"{name}_weight") * value for name, value in losses.items())
+        if self.training and not loss.requires_grad:
+            # a batch without an image, of a frozen language model: nothing to learn, but no error either
+            loss = loss + sum(parameter.sum() * 0.0 for parameter in self.cross_attention_layers.parameters())
+        return loss
 
     def _run_text_model(self, inputs: dict[str, Any], reading: _Reading | None) -> ModelOutput:
         # A language model without positions or `logits_to_keep` gets neither.

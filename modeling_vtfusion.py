@@ -813,9 +813,11 @@ class _VTFusionWithLMHead(VTFusionHead):
         self._tied_weights_keys = {"lm_head.decoder.weight": f"{path}.weight"}
 
     def get_output_embeddings(self) -> nn.Module:
+        """The output matrix `(vocab_size, word_embedding_size)` as a linear layer."""
         return self.lm_head.decoder
 
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        """Puts another linear layer in the place of the output matrix."""
         self.lm_head.decoder = new_embeddings
 
 

@@ -128,6 +128,7 @@ class VTFusionPipeline(Pipeline):
         forward_params: dict[str, Any],
         postprocess_params: dict[str, Any],
     ) -> Iterator[Any]:
+        """The results of examples one by one, from batches of them; see [`Pipeline`]."""
         if not isinstance(inputs, list):
             if num_workers > 1:
                 logger.warning("Examples that come one by one are prepared by one worker, not by %d.", num_workers)
@@ -145,6 +146,7 @@ class VTFusionPipeline(Pipeline):
         forward_params: dict[str, Any],
         postprocess_params: dict[str, Any],
     ) -> Any:
+        """The result of a single example; see [`Pipeline`]."""
         return next(self.get_iterator([inputs], 0, 1, preprocess_params, forward_params, postprocess_params))
 
     def preprocess(self, examples: Sequence[Mapping[str, Any]], **options: Any) -> BatchFeature:
@@ -264,6 +266,7 @@ class VTFusionTokenClassificationPipeline(VTFusionPipeline):
     auto_class = "AutoModelForTokenClassification"
 
     def read_example(self, example: Any, images: Any = None) -> dict[str, Any]:
+        """`text`, a string or a list of words, and `images` of an example; `tokens` are such a list."""
         if isinstance(example, (list, tuple)):
             example = {"tokens": list(example)}
         if isinstance(example, Mapping) and example.get("tokens") is not None:
@@ -354,10 +357,12 @@ class VTFusionTextClassificationPipeline(VTFusionPipeline):
     auto_class = "AutoModelForSequenceClassification"
 
     def read_example(self, example: Any, images: Any = None) -> dict[str, Any]:
+        """`text`, `text_pair` (`None` for none) and `images` of an example."""
         pair = example.get("text_pair") if isinstance(example, Mapping) else None
         return {**super().read_example(example, images), "text_pair": pair}
 
     def texts(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """The arguments of the processor for the texts of a batch, with `text_pair` if they have one."""
         pairs = [example["text_pair"] for example in examples]
         with_pair = [pair is not None for pair in pairs]
         if any(with_pair) and not all(with_pair):
@@ -439,6 +444,7 @@ class VTFusionVisualQuestionAnsweringPipeline(VTFusionTextClassificationPipeline
     text_fields = ("question",)
 
     def texts(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """The arguments of the processor for the questions of a batch."""
         return {"text": [example["question"] for example in examples]}
 
     def postprocess(
@@ -502,6 +508,7 @@ class VTFusionQuestionAnsweringPipeline(VTFusionPipeline):
     text_fields = ("question", "context")
 
     def texts(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """The arguments of the processor for the contexts of a batch, with their questions before them."""
         return {
             "text": [example["context"] for example in examples],
             "text_pair": [example["question"] for example in examples],

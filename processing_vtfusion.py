@@ -166,6 +166,7 @@ class VTFusionProcessor(VTFusionPostProcessingMixin, ProcessorMixin):
 
     @property
     def model_input_names(self) -> list[str]:
+        """What the models may be called with: the names of both parts, and `image_mask` where there are images."""
         names = [*super().model_input_names, "attention_mask"]
         if self.image_processor is not None:
             names.append("image_mask")
