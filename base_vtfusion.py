@@ -486,3 +486,11 @@ def _checked_image_mask(
 def accepts(model: PreTrainedModel, name: str) -> bool:
     """Whether a model's forward pass has an argument of this name."""
     return name in inspect.signature(model.forward).parameters
+
+
+__all__ = [
+    "VTFusionHead",
+    "VTFusionPreTrainedModel",
+    "VTFusionVisionModel",
+    "accepts",
+]

@@ -560,3 +560,37 @@ def _raise_outside(labels: torch.Tensor, outside: torch.Tensor, highest: int, na
             f"Row {row}, field `{name}`: {labels[row, *position].item()}{at} is outside its range (0 to {highest}, "
             "or -100 for none)."
         )
+
+
+__all__ = [
+    "MAX_LOGIT_SCALE",
+    "VTFusionFeedForward",
+    "VTFusionGatedFusion",
+    "VTFusionLayer",
+    "VTFusionLinear",
+    "VTFusionPositions",
+    "VTFusionZeroLinear",
+    "answer_mask",
+    "at_least_float32",
+    "attend",
+    "attention_map",
+    "binary_loss",
+    "bounded_scale",
+    "check_label_range",
+    "check_not_padding",
+    "check_score_range",
+    "check_token_labels",
+    "contrastive_loss",
+    "count_labels",
+    "hard_negatives",
+    "masked_mean",
+    "may_look_at",
+    "pool",
+    "pool_tokens",
+    "row_losses",
+    "row_vision_loss",
+    "span_cross_entropy",
+    "token_cross_entropy",
+    "unit_vectors",
+    "vision_loss",
+]

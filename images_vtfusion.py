@@ -64,18 +64,7 @@ def _decode(image: Any, allow_paths: bool, allow_urls: bool, keep_floats: bool) 
     if isinstance(image, str | Path):
         image = _read(str(image), allow_paths, allow_urls)
     if isinstance(image, bytes | bytearray | memoryview):
-        if len(image) == 0:
-            raise ValueError("the image is empty (0 bytes)")
-        Image.init()
-        try:
-            # Older versions and other builds of PIL lack AVIF or JPEG2000, and it stumbles over names it does not know.
-            image = Image.open(io.BytesIO(image), formats=[name for name in IMAGE_FORMATS if name in Image.OPEN])
-        except UnidentifiedImageError as error:
-            raise ValueError(
-                f"the image cannot be read: it is damaged, or none of {', '.join(IMAGE_FORMATS)}; save it as PNG or JPEG"
-            ) from error
-        except Exception as error:  # the decoders of PIL raise almost anything, bombs and warnings included
-            raise ValueError(f"the image cannot be read: {error}") from error
+        image = _open(image)
     if not isinstance(image, Image.Image):
         raise ValueError(
             f"expected a PIL image, an array, a tensor, bytes, a dict of `datasets`, a path or a URL, got {type(image)}"
@@ -95,6 +84,21 @@ def _decode(image: Any, allow_paths: bool, allow_urls: bool, keep_floats: bool) 
         image.load()
         return _pil_to_rgb(ImageOps.exif_transpose(image))
     except Exception as error:
+        raise ValueError(f"the image cannot be read: {error}") from error
+
+
+def _open(content: bytes | bytearray | memoryview) -> Image.Image:
+    if len(content) == 0:
+        raise ValueError("the image is empty (0 bytes)")
+    Image.init()
+    try:
+        # Older versions and other builds of PIL lack AVIF or JPEG2000, and it stumbles over names it does not know.
+        return Image.open(io.BytesIO(content), formats=[name for name in IMAGE_FORMATS if name in Image.OPEN])
+    except UnidentifiedImageError as error:
+        raise ValueError(
+            f"the image cannot be read: it is damaged, or none of {', '.join(IMAGE_FORMATS)}; save it as PNG or JPEG"
+        ) from error
+    except Exception as error:  # the decoders of PIL raise almost anything, bombs and warnings included
         raise ValueError(f"the image cannot be read: {error}") from error
 
 
@@ -137,31 +141,46 @@ def _pil_to_rgb(image: Image.Image) -> np.ndarray:
 
 
 def _array_to_rgb(image: np.ndarray | torch.Tensor, keep_floats: bool) -> np.ndarray:
-    channels_first = isinstance(image, torch.Tensor)
     if isinstance(image, torch.Tensor):
-        try:
-            image = image.detach().cpu()
-            image = (image.float() if image.is_floating_point() else image).numpy()
-        except (TypeError, RuntimeError) as error:  # sparse, quantized, or on the meta device
-            raise ValueError(f"the tensor of the image has no plain numbers: {error}") from error
+        image = _channels_last(_tensor_to_array(image), axes=(0, 2))
+    else:
+        image = _channels_last(image, axes=(2, 0))
+    is_float = image.dtype.kind == "f"
+    if is_float and not np.isfinite(image).all():
+        raise ValueError("the image has NaN or infinite pixels")
+    if is_float and keep_floats:
+        if image.shape[-1] == 4:
+            raise ValueError("float images with an alpha channel need an image processor that rescales")
+        return np.repeat(image, 3 // image.shape[-1], axis=-1).astype(np.float32)
+    image = _to_eight_bits(image)
+    if image.shape[-1] == 4:
+        return _pil_to_rgb(Image.fromarray(image))
+    return np.repeat(image, 3 // image.shape[-1], axis=-1)
+
+
+def _tensor_to_array(image: torch.Tensor) -> np.ndarray:
+    try:
+        image = image.detach().cpu()
+        return (image.float() if image.is_floating_point() else image).numpy()
+    except (TypeError, RuntimeError) as error:  # sparse, quantized, or on the meta device
+        raise ValueError(f"the tensor of the image has no plain numbers: {error}") from error
+
+
+def _channels_last(image: np.ndarray, axes: tuple[int, int]) -> np.ndarray:
+    """The array as `(height, width, channels)`; of two axes that may hold the channels the first goes first."""
     shape = image.shape
     if image.ndim not in (2, 3) or image.size == 0:
         raise ValueError(f"expected an array of 2 or 3 dimensions with at least one pixel, got shape {shape}")
     if image.ndim == 2:
-        image = image[:, :, None]
-    else:
-        axes = (0, 2) if channels_first else (2, 0)
-        axis = next((axis for counts in ((3,), (1, 4)) for axis in axes if shape[axis] in counts), None)
-        if axis is None:
-            raise ValueError(f"expected 1, 3 or 4 channels in the first or last axis, got shape {shape}")
-        image = np.moveaxis(image, axis, -1)
+        return image[:, :, None]
+    axis = next((axis for counts in ((3,), (1, 4)) for axis in axes if shape[axis] in counts), None)
+    if axis is None:
+        raise ValueError(f"expected 1, 3 or 4 channels in the first or last axis, got shape {shape}")
+    return np.moveaxis(image, axis, -1)
+
+
+def _to_eight_bits(image: np.ndarray) -> np.ndarray:
     if image.dtype.kind == "f":
-        if not np.isfinite(image).all():
-            raise ValueError("the image has NaN or infinite pixels")
-        if keep_floats:
-            if image.shape[-1] == 4:
-                raise ValueError("float images with an alpha channel need an image processor that rescales")
-            return np.repeat(image, 3 // image.shape[-1], axis=-1).astype(np.float32)
         if image.min() < 0 or image.max() > 255:
             raise ValueError(
                 f"float pixels must lie in 0…1 or 0…255, these lie in {image.min():.4g}…{image.max():.4g}; "
@@ -176,10 +195,7 @@ def _array_to_rgb(image: np.ndarray | torch.Tensor, keep_floats: bool) -> np.nda
         raise ValueError(f"expected pixels of 0…255, 16 bits (`uint16`) or floats, got other {image.dtype} values")
     if image.dtype.kind == "f":
         image = np.round(image)
-    image = image.astype(np.uint8)
-    if image.shape[-1] == 4:
-        return _pil_to_rgb(Image.fromarray(image))
-    return np.repeat(image, 3 // image.shape[-1], axis=-1)
+    return image.astype(np.uint8)
 
 
 def _get(size: Any, key: str) -> Any:
@@ -285,3 +301,15 @@ def strongest_region(boxes: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray
         joined = grown
     hull = np.concatenate([boxes[joined, :2].min(0), boxes[joined, 2:].max(0)])
     return hull, float(weights[joined].sum())
+
+
+__all__ = [
+    "IMAGE_FORMATS",
+    "Box",
+    "decode_image",
+    "paint",
+    "strongest_region",
+    "to_pixels",
+    "visible_rectangle",
+    "without_unseen_ends",
+]

@@ -251,3 +251,14 @@ class VTFusionInputs(TypedDict, total=False):
     output_attentions: bool | None
     output_hidden_states: bool | None
     output_fusion_attentions: bool | None
+
+
+__all__ = [
+    "IMAGE_INPUTS",
+    "VTFusionCausalLMOutput",
+    "VTFusionClassifierOutput",
+    "VTFusionInputs",
+    "VTFusionMatchingOutput",
+    "VTFusionModelOutput",
+    "VTFusionQuestionAnsweringOutput",
+]

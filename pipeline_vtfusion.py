@@ -595,3 +595,12 @@ def _image_keys(batch: BatchFeature) -> list[bytes | None]:
                 digest.update(values.contiguous().numpy())
         keys.append(digest.digest())
     return keys
+
+
+__all__ = [
+    "VTFusionPipeline",
+    "VTFusionQuestionAnsweringPipeline",
+    "VTFusionTextClassificationPipeline",
+    "VTFusionTokenClassificationPipeline",
+    "VTFusionVisualQuestionAnsweringPipeline",
+]

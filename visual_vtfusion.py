@@ -161,3 +161,13 @@ def read_features(
             features = features.gather(1, order[..., None].expand_as(features))
     boxes = grid_boxes(height, columns, device=features.device)
     return features, boxes.expand(features.shape[0], -1, -1)
+
+
+__all__ = [
+    "build_encoder",
+    "encoder_auto_class",
+    "grid_boxes",
+    "read_features",
+    "split_prefix_tokens",
+    "visual_hidden_size",
+]
