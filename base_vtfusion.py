@@ -94,14 +94,20 @@ class VTFusionPreTrainedModel(PreTrainedModel):
             fusion_kwargs (*optional*):
                 Arguments of [`VTFusionConfig`], for example `num_fusion_layers=2` or `id2label={0: "O", 1: "B-PER"}`.
 
-        Example:
+        Raises:
+            ValueError: if a model in memory is given with arguments of `from_pretrained`, or the two do not fit.
+
+        Example, where names such as `"microsoft/resnet-50"` and `"google-bert/bert-base-cased"` do as well:
 
         ```python
+        >>> from transformers import BertConfig, BertModel, ResNetConfig, ResNetModel
         >>> from vtfusion import VTFusionForTokenClassification
 
-        >>> model = VTFusionForTokenClassification.from_vision_text_pretrained(
-        ...     "microsoft/resnet-50", "google-bert/bert-base-cased", num_labels=9
-        ... )
+        >>> vision = ResNetModel(ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic"))
+        >>> text = BertModel(BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64))
+        >>> model = VTFusionForTokenClassification.from_vision_text_pretrained(vision, text, num_labels=9)
+        >>> model.config.vision_config.model_type, model.classifier
+        ('resnet', Linear(in_features=32, out_features=9, bias=True))
         ```
         """
         vision_model = None if vision is None else cls._pretrained_encoder(vision, "vision_config", vision_kwargs)

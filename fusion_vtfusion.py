@@ -112,6 +112,19 @@ class VTFusionLayer(GradientCheckpointingLayer):
     Args:
         config ([`VTFusionConfig`]): the model's configuration.
         has_image_side (`bool`): whether the image reads the text. The last layer has none when nothing would use it.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from vtfusion import VTFusionConfig
+    >>> from vtfusion.fusion_vtfusion import VTFusionLayer
+
+    >>> layer = VTFusionLayer(VTFusionConfig(fusion_hidden_size=16, num_fusion_heads=2), has_image_side=True)
+    >>> context, image, query, key = layer(torch.rand(1, 5, 16), torch.rand(1, 49, 16), None, None)
+    >>> context.shape, image.shape, query.shape
+    (torch.Size([1, 5, 16]), torch.Size([1, 49, 16]), torch.Size([1, 2, 5, 8]))
+    ```
     """
 
     def __init__(self, config: VTFusionConfig, has_image_side: bool):

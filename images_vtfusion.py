@@ -44,6 +44,17 @@ def decode_image(
     Raises:
         ValueError: if the image cannot be read or is not what is described above, or has more pixels than
             `PIL.Image.MAX_IMAGE_PIXELS`. Its file is named, where that is known.
+
+    Example:
+
+    ```python
+    >>> import numpy as np
+    >>> from vtfusion.images_vtfusion import decode_image
+
+    >>> grey = np.full((2, 4), 0.5)
+    >>> decode_image(grey).shape, decode_image(grey)[0, 0].tolist()
+    ((2, 4, 3), [128, 128, 128])
+    ```
     """
     file = image.get("path") if isinstance(image, Mapping) else image
     try:

@@ -55,6 +55,20 @@ class VTFusionModelOutput(ModelOutput):
             Hidden states of the text encoder.
         attentions (`tuple(torch.FloatTensor)`, *optional*, returned with `output_attentions=True`):
             Self-attentions of the text encoder.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from transformers import BertConfig
+    >>> from vtfusion import VTFusionConfig, VTFusionModel
+
+    >>> text = BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64)
+    >>> model = VTFusionModel(VTFusionConfig(text, visual_hidden_size=8, fusion_hidden_size=16, num_fusion_heads=2))
+    >>> outputs = model(torch.tensor([[5, 6, 7]]), visual_embeds=torch.rand(1, 4, 8), output_fusion_attentions=True)
+    >>> outputs.text_to_image_attention.shape, outputs.fusion_gate.shape
+    (torch.Size([1, 2, 3, 4]), torch.Size([1, 3]))
+    ```
     """
 
     last_hidden_state: torch.FloatTensor | None = None

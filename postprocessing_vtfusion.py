@@ -51,6 +51,17 @@ def viterbi(log_probs: np.ndarray, labels: Sequence[str]) -> np.ndarray:
 
     Returns:
         `np.ndarray` of shape `(num_words,)`: Label ids.
+
+    Example:
+
+    ```python
+    >>> import numpy as np
+    >>> from vtfusion.postprocessing_vtfusion import viterbi
+
+    >>> probs = np.array([[0.5, 0.4, 0.1], [0.3, 0.1, 0.6]])  # the best of each word: O, I-PER
+    >>> viterbi(np.log(probs), ["O", "B-PER", "I-PER"]).tolist()
+    [1, 2]
+    ```
     """
     inside = np.array([label.startswith("I-") for label in labels])
     allowed = np.array(

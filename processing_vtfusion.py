@@ -99,6 +99,7 @@ class VTFusionProcessor(VTFusionPostProcessingMixin, ProcessorMixin):
     ```python
     >>> from tokenizers import Tokenizer, models, pre_tokenizers
     >>> from transformers import PreTrainedTokenizerFast
+    >>> from vtfusion import VTFusionProcessor
 
     >>> words = Tokenizer(models.WordLevel({"[UNK]": 0, "[PAD]": 1, "Ada": 2, "met": 3, "Bob": 4}, unk_token="[UNK]"))
     >>> words.pre_tokenizer = pre_tokenizers.Whitespace()

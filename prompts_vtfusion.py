@@ -42,6 +42,15 @@ def take_image_tokens(text: str, image_token: str) -> tuple[str, list[int]]:
         `tuple[str, list[int]]`: the text without them, and for each image the character before which it stands.
         Images with nothing but spaces between them stand in one place. One at the very end stands before the last
         character that is no space: the answer is read off the last token, which must see it.
+
+    Example:
+
+    ```python
+    >>> from vtfusion.prompts_vtfusion import take_image_tokens
+
+    >>> take_image_tokens("<image> What is new in <image> ?", "<image>")
+    ('What is new in ?', [0, 15])
+    ```
     """
     places: list[int] = []
     clean, end = "", 0

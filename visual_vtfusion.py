@@ -44,6 +44,16 @@ def split_prefix_tokens(
 
     Raises:
         `ValueError` if no grid fits the sequence.
+
+    Example:
+
+    ```python
+    >>> from transformers import ViTConfig
+    >>> from vtfusion.visual_vtfusion import split_prefix_tokens
+
+    >>> split_prefix_tokens(197, (224, 224), ViTConfig(patch_size=16))
+    (1, 14, 14)
+    ```
     """
     height, width = image_size
     if num_prefix_tokens is not None:

@@ -97,6 +97,17 @@ def read_text(text: Any, row: int, field: str = "text") -> TextRow:
 
     Raises:
         ValueError: if it is neither, has no words as a list, or is not valid Unicode.
+
+    Example:
+
+    ```python
+    >>> from vtfusion.words_vtfusion import read_text
+
+    >>> read_text("Ada isn't here", row=0).words
+    ['Ada', 'isn', "'", 't', 'here']
+    >>> read_text(["Ada", "isn't", "here"], row=0).spans
+    [(0, 3), (4, 9), (10, 14)]
+    ```
     """
     where = f"row {row}, field `{field}`: "
     if isinstance(text, str):

@@ -1,7 +1,5 @@
 """Pipelines: what they say is what the model and the processor say, in whatever form and batch the examples come."""
 
-import doctest
-
 import datasets
 import numpy as np
 import pytest
@@ -17,10 +15,6 @@ from vtfusion import (
     VTFusionForTokenClassification,
     VTFusionForVisualQuestionAnswering,
     VTFusionProcessor,
-    VTFusionQuestionAnsweringPipeline,
-    VTFusionTextClassificationPipeline,
-    VTFusionTokenClassificationPipeline,
-    VTFusionVisualQuestionAnsweringPipeline,
     pipeline_vtfusion,
 )
 
@@ -105,21 +99,6 @@ def assert_close(found, expected, where="result"):
         assert found == pytest.approx(expected, rel=1e-4, abs=1e-5), where
     else:
         assert found == expected, where
-
-
-@pytest.mark.parametrize(
-    "pipeline_class",
-    [
-        VTFusionTokenClassificationPipeline,
-        VTFusionTextClassificationPipeline,
-        VTFusionVisualQuestionAnsweringPipeline,
-        VTFusionQuestionAnsweringPipeline,
-    ],
-)
-def test_examples_in_the_docstrings(pipeline_class):
-    text = pipeline_class.__doc__.replace("```", "")
-    example = doctest.DocTestParser().get_doctest(text, vars(pipeline_vtfusion).copy(), "example", None, 0)
-    assert len(example.examples) > 5 and doctest.DocTestRunner().run(example).failed == 0
 
 
 # ------------------------------------------------------ entities ----------------------------------------------------

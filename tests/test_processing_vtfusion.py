@@ -1,7 +1,6 @@
 """The processor: words, windows, images and the way back. Expectations are worked out by hand or by brute force."""
 
 import copy
-import doctest
 import io
 import itertools
 import json
@@ -87,12 +86,6 @@ def color(rgb, width=4, height=3):
 
 
 # ------------------------------------------------------- words ------------------------------------------------------
-
-
-def test_example_in_the_docstring():
-    text = VTFusionProcessor.__doc__.replace("```", "")
-    example = doctest.DocTestParser().get_doctest(text, vars(processing_vtfusion).copy(), "example", None, 0)
-    assert len(example.examples) > 5 and doctest.DocTestRunner().run(example).failed == 0
 
 
 def test_ids_are_those_of_the_tokenizer(tokenizer):
