@@ -109,12 +109,12 @@ def test_a_bank_survives_pickling(folder):
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"image": "images/flag_ge.jpg"}, "line 2: expected a string in the field 'name'"),
+        ({"image": "images/flag_ge.jpg"}, "line 2, field `name`: expected a string"),
         (
             {"image": "images/flag_us.jpg", "name": 5, "captions": ["x"]},
-            "line 2: expected a string in the field 'name'",
+            "line 2, field `name`: expected a string",
         ),
-        ({"name": "Georgia"}, "line 2: expected a string in the field 'image'"),
+        ({"name": "Georgia"}, "line 2, field `image`: expected a string"),
         (
             {"image": "images/flag_us.jpg", "name": "US", "aliases": "USA"},
             "line 2: expected a list of strings .*'aliases'",
@@ -122,7 +122,7 @@ def test_a_bank_survives_pickling(folder):
         ({"image": "images/flag_us.jpg", "captions": ["x", 1]}, "line 2: expected a list of strings .*'captions'"),
         (
             {"image": "images/flag_ge.jpg", "name": "Georgia"},
-            "line 2: the image id 'flag_ge' was there before. Give each row a different 'id'",
+            "line 2, field `id`: the image id 'flag_ge' was there before. Give each row a different one",
         ),
         (["x"], "line 2: expected a JSON object"),
     ],

@@ -11,12 +11,12 @@ import numpy as np
 import PIL.Image
 import pytest
 from datasets import load_from_disk
+from test_retrieval import text_model
 from transformers import HfArgumentParser
 
-from test_retrieval import text_model
 from vtfusion.training.arguments import TokenSourceArguments
-from vtfusion.training.data import load_token_classification_dataset
 from vtfusion.training.pairing import STRATEGIES
+from vtfusion.training.token_data import load_token_classification_dataset
 
 SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "pair_images.py"
 CONLL = "Georgia B-LOC\nmet O\nMadrid B-ORG\n\nno O\nname O\n\n"

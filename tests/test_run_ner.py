@@ -130,9 +130,9 @@ def test_text_only_twin_is_a_plain_token_classifier(sample, tmp_path):
     from transformers import AutoModel, get_linear_schedule_with_warmup, set_seed
 
     from vtfusion.training.collator import FusionCollator
-    from vtfusion.training.data import load_token_classification_dataset
     from vtfusion.training.images import ImageStore
     from vtfusion.training.token_classification import encode_windows
+    from vtfusion.training.token_data import load_token_classification_dataset
 
     options = ["--text_only", "--weight_decay", "0", "--max_grad_norm", "1e9", "--eval_strategy", "no"]
     options += [

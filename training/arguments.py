@@ -129,7 +129,7 @@ class GenerationModelArguments(ModelArguments):
 
 @dataclass
 class SourceArguments:
-    """Where the texts are: the same flags in every script, with the names of what the loaders in `data.py` take."""
+    """Where the texts are: the same flags in every script, with the names of what the loaders take."""
 
     dataset_name: str | None = field(
         default=None, metadata={"help": "A data set on the Hub, or a folder saved by `save_to_disk`."}

@@ -31,12 +31,13 @@ from transformers.utils import logging
 from ..images_vtfusion import decode_image
 from ..processing_vtfusion import VTFusionProcessor
 from .arguments import CaptionDataArguments, VTFusionTrainingArguments
+from .caption_data import CAPTION_COLUMNS, load_caption_dataset, read_captions
 from .collator import FusionCollator
+from .columns import find_column, find_columns
 from .image_paths import ImageFolders, image_item
-from .images import RowKeys
-from .sources import Source, find_column, find_columns
+from .images import RowKeys, skip_bad_image
+from .messages import at
 from .streams import named_errors, open_streams, undecoded
-from .text_data import CAPTION_COLUMNS, load_caption_dataset, read_captions
 
 logger = logging.get_logger(__name__)
 
@@ -256,7 +257,7 @@ class CaptionStream(TorchIterableDataset):
     def _read(self, index: int, row: Mapping[str, Any], place: int) -> dict[str, Any]:
         captions = read_captions({"text": [row[self.text_column]]}, [index], "text", self.where, 0)["text"]
         value = None if self.image_column is None else row[self.image_column]
-        where = f"{self.where}, row {index}, column {self.image_column!r}"
+        where = at(self.where, index, self.image_column)
         values = value if isinstance(value, list) else [value]
         items = [image_item(item, self.folders.base, where) for item in values]
         images = [item for item in items if item is not None][: self.max_images]
@@ -289,10 +290,9 @@ def open_caption_streams(
             first = next(iter(stream), None)
         if first is None:
             raise ValueError(f"{where} has no rows.")
-        # The finders of columns look at the names alone.
-        names = Dataset.from_dict({name: [0] for name in first})
-        image_columns = Source.image_columns if data_args.dataset_name else (*Source.image_columns, "file_name")
-        source = Source(names, where, folders, image_columns)
+        source = opened.with_columns(first)
+        if data_args.dataset_name is None:
+            source.image_columns += ("file_name",)
         (text,) = find_columns(source, {"text_column": (data_args.text_column, CAPTION_COLUMNS)})
         image = find_column("image_column", data_args.image_column, source.image_columns, source, needed=False)
         if image is None:
@@ -419,12 +419,8 @@ class CaptionCollator(FusionCollator):
             try:
                 images.append(_decode_item(item))
             except (OSError, ValueError) as error:
-                if self.on_bad_image == "error":
-                    raise ValueError(
-                        f"{row['where']}: {error}. With --on_bad_image skip_image it counts as no image."
-                    ) from error
+                skip_bad_image(f"{row['where']}: {error}", self.on_bad_image)
                 self.bad_images += 1
-                logger.warning("%s: %s: counts as no image.", row["where"], error)
         return images
 
 

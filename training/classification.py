@@ -10,11 +10,9 @@ from transformers import AutoConfig, EvalPrediction
 
 from ..processing_vtfusion import VTFusionProcessor
 from .arguments import ClassificationDataArguments
+from .classification_data import MULTI, REGRESSION, SINGLE, load_classification_dataset
 from .fine_tuning import limit_rows, map_to_windows, read_records
 from .images import RowKeys
-from .text_data import load_classification_dataset
-
-SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
 
 
 def load_labelled_texts(

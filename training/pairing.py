@@ -45,14 +45,15 @@ from datasets import (
 )
 from transformers.utils import logging
 
+from .bank_search import ImageRetriever, search_all
 from .files import UNFINISHED, claim_folder, release_folder
 from .image_bank import ImageBank
 from .image_paths import ImageFolders, image_item
-from .retrieval import ImageRetriever, search_all
+from .messages import at
 from .sources import named_encoding, read_json_object
 from .streams import known_features, named_errors
 
-# See `_CACHE_VERSION` in `data.py`: raise it when what the functions below return changes.
+# See `CACHE_VERSION` in `sources.py`: raise it when what the functions below return changes.
 _CACHE_VERSION = 2
 _WRITTEN_AT_ONCE = 1000  # rows of a stream
 _LARGEST = float(np.finfo(np.float32).max)  # scores are stored as such
@@ -380,12 +381,13 @@ def pair_by_manifest(
         if line.image is None:
             continue
         if line.image not in pictures:
-            item = image_item(line.image, folders.base, f"{line.where}, field 'image'")
+            where = at(line.where, field="image")
+            item = image_item(line.image, folders.base, where)
             file = line.image if item is None else item["path"]
             if folders.outside([file]):
-                raise folders.refuse(file, f"{line.where}, field 'image'")
+                raise folders.refuse(file, where)
             if not os.path.isfile(file):
-                raise FileNotFoundError(f"{line.where}, field 'image': the image file {file} is missing.")
+                raise FileNotFoundError(f"{where}: the image file {file} is missing.")
             pictures[line.image] = len(pictures), file
         place = pictures[line.image][0]
         earlier = seen.setdefault((split, row, place), line.number)
@@ -413,6 +415,16 @@ def pair_by_manifest(
         }
 
     return _add_columns(dataset, pick, num_proc)
+
+
+# What the fields of a line may hold: types (a bool is no number here), limits, and how messages call it.
+_MANIFEST_FIELDS: dict[str, tuple[set[type], tuple[float, float] | None, str]] = {
+    "row": ({int}, (0, math.inf), "the index of a row, from 0"),
+    "id": ({str, int}, None, "a string or an integer"),
+    "split": ({str}, None, "the name of a split"),
+    "image": ({str}, None, "the path of a file or null"),
+    "score": ({int, float}, (-_LARGEST, _LARGEST), "a number"),
+}
 
 
 @dataclass(frozen=True)
@@ -447,7 +459,7 @@ def _json_objects(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
             fields = read_json_object(line, f"{path}, line {number}")
             if "image" not in fields:
                 raise ValueError(
-                    f"{path}, line {number}: the field 'image' is missing. For a text without a picture write null."
+                    f"{at(f'{path}, line {number}', field='image')}: it is missing. For a text without a picture write null."
                 )
             yield number, fields
 
@@ -478,24 +490,18 @@ def _csv_objects(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _manifest_line(fields: dict[str, Any], where: str, number: int) -> _ManifestLine:
-    row, text_id, split, image, score = (fields.get(name) for name in ("row", "id", "split", "image", "score"))
+    row, text_id, split, image, score = (fields.get(name) for name in _MANIFEST_FIELDS)
     if (row is None) == (text_id is None):
         raise ValueError(f"{where}: give either 'row' or 'id'.")
-    if row is not None and (not isinstance(row, int) or isinstance(row, bool) or row < 0):
-        raise ValueError(f"{where}: expected the index of a row, from 0, in the field 'row', got {row!r}.")
-    if text_id is not None and (not isinstance(text_id, str | int) or isinstance(text_id, bool)):
-        raise ValueError(f"{where}: expected a string or an integer in the field 'id', got {text_id!r}.")
-    if split is not None and not isinstance(split, str):
-        raise ValueError(f"{where}: expected the name of a split in the field 'split', got {split!r}.")
-    if image is not None and not isinstance(image, str):
-        raise ValueError(f"{where}: expected the path of a file or null in the field 'image', got {image!r}.")
+    for name, (types, limits, expected) in _MANIFEST_FIELDS.items():
+        value = fields.get(name)
+        valid = type(value) in types and (limits is None or limits[0] <= value <= limits[1])
+        if value is not None and not valid:
+            raise ValueError(f"{at(where, field=name)}: expected {expected}, got {value!r}.")
     if image and "://" in image:
         raise ValueError(
-            f"{where}: {image!r} in the field 'image' is a URL. Nothing is downloaded here: download the images first."
+            f"{at(where, field='image')}: {image!r} is a URL. Nothing is downloaded here: download the images first."
         )
-    is_number = isinstance(score, int | float) and not isinstance(score, bool)
-    if score is not None and not (is_number and -_LARGEST <= score <= _LARGEST):
-        raise ValueError(f"{where}: expected a number in the field 'score', got {score!r}.")
     return _ManifestLine(where, number, row, None if text_id is None else str(text_id), split, image or None, score)
 
 
@@ -514,7 +520,7 @@ class _RowFinder:
     def __call__(self, line: _ManifestLine) -> tuple[str, int]:
         if line.split is not None and line.split not in self.dataset:
             raise ValueError(
-                f"{line.where}, field 'split': the data set has no split {line.split!r}. It has: "
+                f"{at(line.where, field='split')}: the data set has no split {line.split!r}. It has: "
                 f"{', '.join(self.dataset)}."
             )
         if line.id is not None:
@@ -529,7 +535,7 @@ class _RowFinder:
         row = line.row or 0
         if row >= len(self.dataset[split]):
             raise ValueError(
-                f"{line.where}, field 'row': there is no row {row} in the {split} split, which has "
+                f"{at(line.where, field='row')}: there is no row {row} in the {split} split, which has "
                 f"{len(self.dataset[split]):,} rows (the first is row 0)."
             )
         return split, row
@@ -542,7 +548,7 @@ class _RowFinder:
         if not found:
             where = "the data set" if line.split is None else f"the {line.split} split"
             raise ValueError(
-                f"{line.where}, field 'id': no row of {where} has {text_id!r} in the column {self.id_column!r}."
+                f"{at(line.where, field='id')}: no row of {where} has {text_id!r} in the column {self.id_column!r}."
             )
         if len(found) > 1:
             raise ValueError(
@@ -551,7 +557,7 @@ class _RowFinder:
         split, row = found[0], self._places[found[0]][text_id]
         if text_id in self._repeated[split]:
             raise ValueError(
-                f"{line.where}, field 'id': rows {row} and {self._repeated[split][text_id]} of the {split} split both have "
+                f"{at(line.where, field='id')}: rows {row} and {self._repeated[split][text_id]} of the {split} split both have "
                 f"{text_id!r} in the column {self.id_column!r}. Name the text by 'row'."
             )
         return split, row

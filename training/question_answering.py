@@ -16,8 +16,9 @@ from ..words_vtfusion import Span, TextRow
 from .arguments import QuestionDataArguments
 from .fine_tuning import limit_rows, read_records
 from .images import RowKeys
+from .messages import at
+from .question_data import load_question_answering_dataset
 from .squad_f1 import SquadF1, score_answer
-from .text_data import load_question_answering_dataset
 
 
 def load_contexts(data_args: QuestionDataArguments) -> DatasetDict:
@@ -75,17 +76,17 @@ def encode_question_windows(
         ):
             for name, text in (("question", question), ("context", context)):
                 if not isinstance(text, str):
-                    raise ValueError(f"row {row}, field `{name}`: expected a string, got {text!r}")
+                    raise ValueError(f"{at('', row, name)}: expected a string, got {text!r}")
             answers.append(read_answers(given, context, row))
         questions = tokenizer(batch["question"], add_special_tokens=False, verbose=False)["input_ids"]
         for row, tokens in zip(indices, questions, strict=True):
             # Token 0 stands for "no answer" and must be no part of one. Many language models put nothing like [CLS]
             # before a text; it is then the question's first token, and so the question must have one.
             if not tokens:
-                raise ValueError(f"row {row}, field `question`: it is empty, or nothing that the tokenizer knows")
+                raise ValueError(f"{at('', row, 'question')}: it is empty, or nothing that the tokenizer knows")
             if len(tokens) >= room:
                 raise ValueError(
-                    f"row {row}, field `question`: its {len(tokens)} tokens leave no room for the context in a window of "
+                    f"{at('', row, 'question')}: its {len(tokens)} tokens leave no room for the context in a window of "
                     f"{limit}; raise `max_length`"
                 )
         windows = processor.encode_text(
@@ -134,16 +135,18 @@ def read_answers(answers: Mapping[str, Sequence[Any]] | None, context: str, row:
     Raises:
         ValueError: if an answer is blank or not there.
     """
-    where = f"row {row}, field `answers`: "
+    place = at("", row, "answers")
     if answers is None or len(answers["text"]) != len(answers["answer_start"]):
-        raise ValueError(f'{where}expected {{"text": […], "answer_start": […]}}, lists of one length, got {answers!r}')
+        raise ValueError(
+            f'{place}: expected {{"text": […], "answer_start": […]}}, lists of one length, got {answers!r}'
+        )
     spans = []
     for text, start in zip(answers["text"], answers["answer_start"], strict=True):
         if not text.strip():
-            raise ValueError(f"{where}{text!r} is blank; where there is no answer both lists are empty")
+            raise ValueError(f"{place}: {text!r} is blank; where there is no answer both lists are empty")
         found = context[max(start, 0) : max(start, 0) + len(text)]
         if start < 0 or found != text:
-            raise ValueError(f"{where}{text!r} should stand at character {start} of the context, where {found!r} is")
+            raise ValueError(f"{place}: {text!r} should stand at character {start} of the context, where {found!r} is")
         start += len(text) - len(text.lstrip())
         spans.append((start, start + len(text.strip())))
     return spans

@@ -1,7 +1,7 @@
 """Reading a named data set or files row by row, for what is too large to be kept on the disk as a whole."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 
@@ -10,7 +10,7 @@ from datasets.exceptions import DatasetGenerationError
 
 from .files import UNFINISHED
 from .image_paths import ImageFolders
-from .sources import METADATA_FILES, READERS, check_one_origin, uncounted
+from .sources import METADATA_FILES, READERS, Source, check_one_origin, uncounted
 
 _LOOKED_AT = 1000
 
@@ -31,6 +31,10 @@ class StreamSource:
     stream: IterableDataset
     where: str
     folders: ImageFolders
+
+    def with_columns(self, names: Iterable[str]) -> Source:
+        """A [`Source`] with columns of these names, which is all that the finders of columns look at."""
+        return Source(Dataset.from_dict({name: [0] for name in names}), self.where, self.folders)
 
 
 def open_streams(

@@ -13,10 +13,10 @@ from transformers import AutoConfig, EvalPrediction
 from ..processing_vtfusion import VTFusionBatch, VTFusionProcessor
 from ..words_vtfusion import TextRow, read_text
 from .arguments import TokenDataArguments
-from .data import load_token_classification_dataset
 from .fine_tuning import limit_rows, map_to_windows, read_records
 from .images import RowKeys
 from .metrics import compute_entity_metrics, entity_counts, entity_report
+from .token_data import load_token_classification_dataset
 
 
 def load_splits(

@@ -10,10 +10,11 @@ from transformers import AutoConfig, EvalPrediction
 
 from ..processing_vtfusion import VTFusionProcessor
 from .arguments import AnswerDataArguments
-from .classification import MULTI, SINGLE, mean_by_row, to_probabilities
+from .classification import mean_by_row, to_probabilities
+from .classification_data import MULTI, SINGLE
 from .fine_tuning import limit_rows, map_to_windows, read_records
 from .images import RowKeys
-from .text_data import load_visual_question_answering_dataset
+from .question_data import load_visual_question_answering_dataset
 
 
 def load_questions(
