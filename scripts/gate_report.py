@@ -39,11 +39,11 @@ def main(args: GateArguments, data_args: GateDataArguments) -> Any:
     from vtfusion import VTFusionForTokenClassification, VTFusionProcessor
     from vtfusion.app.gate_page import gate_page
     from vtfusion.training.collator import FusionCollator
-    from vtfusion.training.fine_tuning import with_image_keys
     from vtfusion.training.gate_report import choose_examples, summarize_usage, word_usage
     from vtfusion.training.images import apply_condition, prepare_images
     from vtfusion.training.token_classification import WordEvaluator, encode_windows, load_splits
     from vtfusion.training.trainer import VTFusionTrainer
+    from vtfusion.training.windows import with_image_keys
 
     training_args = VTFusionTrainingArguments(
         output_dir=args.output_dir, per_device_eval_batch_size=args.per_device_eval_batch_size, use_cpu=args.use_cpu

@@ -39,9 +39,10 @@ def run(
     """One training with its tests."""
     from vtfusion import VTFusionForSequenceClassification
     from vtfusion.training.classification import TextEvaluator, encode_labelled_texts, load_labelled_texts
-    from vtfusion.training.fine_tuning import by_length, fine_tune, start_run
+    from vtfusion.training.fine_tuning import fine_tune, start_run
     from vtfusion.training.images import prepare_images
     from vtfusion.training.loading import load_model
+    from vtfusion.training.windows import by_length
 
     start_run(training_args)
     with training_args.main_process_first(desc="loading the data"):

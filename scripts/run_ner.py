@@ -40,10 +40,11 @@ def run(
 ) -> dict[str, Any]:
     """One training with its tests."""
     from vtfusion import VTFusionForTokenClassification
-    from vtfusion.training.fine_tuning import by_length, fine_tune, start_run
+    from vtfusion.training.fine_tuning import fine_tune, start_run
     from vtfusion.training.images import prepare_images
     from vtfusion.training.loading import load_model
     from vtfusion.training.token_classification import WordEvaluator, encode_windows, load_splits
+    from vtfusion.training.windows import by_length
 
     start_run(training_args)
     with training_args.main_process_first(desc="loading the data"):

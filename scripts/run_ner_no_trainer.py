@@ -53,7 +53,6 @@ def main(model_args: ModelArguments, data_args: TokenDataArguments, args: LoopAr
     from vtfusion.training.collator import FusionCollator
     from vtfusion.training.files import replaced_whole
     from vtfusion.training.fine_tuning import (
-        by_length,
         named_writing,
         remove_results,
         start_run,
@@ -66,6 +65,7 @@ def main(model_args: ModelArguments, data_args: TokenDataArguments, args: LoopAr
     from vtfusion.training.lora import merge_lora
     from vtfusion.training.token_classification import WordEvaluator, encode_windows, load_splits
     from vtfusion.training.trainer import parameter_groups
+    from vtfusion.training.windows import by_length
 
     # What the shared functions ask: device, processes, seed and folder. It sets up the processes, so it comes first.
     training_args = VTFusionTrainingArguments(output_dir=args.output_dir, seed=args.seed)

@@ -24,7 +24,7 @@ from vtfusion.training.question_answering import (
     QuestionEvaluator,
     answer_positions,
     answer_scores,
-    encode_question_windows,
+    encode_contexts,
     read_answer_counts,
     read_answers,
 )
@@ -58,7 +58,7 @@ def squad(*rows):
 
 
 def encode(dataset, processor):
-    return encode_question_windows(dataset, processor, [None] * len(dataset))
+    return encode_contexts(dataset, processor, [None] * len(dataset))
 
 
 def word_spans(text):
@@ -222,7 +222,7 @@ def test_images_of_rows_and_columns_that_keep_their_type(bert):
     processor = VTFusionProcessor(tokenizer=bert, window_length=20, window_stride=4)
     dataset = squad(*[(QUESTION, "the fox", ["fox"])] * 1001, (QUESTION, "the fox " * 10, ["fox"]))
     keys = [None] * 1000 + [["a", "b"], ["c"]]
-    windows = encode_question_windows(dataset, processor, keys, num_proc=2)
+    windows = encode_contexts(dataset, processor, keys, num_proc=2)
     assert [keys[row] for row in windows["row"]] == windows["image_keys"][:]
     assert len(windows) > 1002 and windows["image_keys"][-1] == ["c"]
     assert windows.features["token_spans"].feature.feature.dtype == "int32"

@@ -11,8 +11,9 @@ from transformers import AutoConfig, EvalPrediction
 from ..processing_vtfusion import VTFusionProcessor
 from .arguments import ClassificationDataArguments
 from .classification_data import MULTI, REGRESSION, SINGLE, load_classification_dataset
-from .fine_tuning import limit_rows, map_to_windows, read_records
+from .fine_tuning import limit_rows, read_records
 from .images import RowKeys
+from .windows import map_to_windows
 
 
 def load_labelled_texts(

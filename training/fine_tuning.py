@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-from datasets import Dataset, DatasetDict, List, Value
+from datasets import Dataset, DatasetDict
 from safetensors import SafetensorError, safe_open
 from transformers import EarlyStoppingCallback, EvalPrediction, TrainerCallback, set_seed
 from transformers.utils import logging
@@ -26,6 +26,7 @@ from .lora import merge_lora
 from .model_card import Score, format_score, write_model_card
 from .trainer import VTFusionTrainer
 from .versions import package_versions
+from .windows import with_image_keys
 
 logger = logging.get_logger(__name__)
 
@@ -78,56 +79,6 @@ def limit_rows(dataset: DatasetDict, data_args: DataArguments) -> DatasetDict:
         limit = data_args.max_train_samples if split == "train" else data_args.max_eval_samples
         limited[split] = rows if limit is None else rows.select(range(min(limit, len(rows))))
     return limited
-
-
-def map_to_windows(
-    dataset: Dataset,
-    encode: Callable[[dict[str, list]], dict[str, list]],
-    image_keys: Sequence[RowKeys],
-    num_proc: int | None = None,
-) -> Dataset:
-    """
-    Turns the rows of a split into windows that fit the text encoder.
-
-    Args:
-        dataset (`datasets.Dataset`): the rows.
-        encode (`Callable`): from a batch of rows, by column, to columns of windows, of which `row` is the row in the batch.
-        image_keys (`Sequence[list[str] | None]`): for each row the keys of its images in an [`ImageStore`].
-        num_proc (`int`, *optional*): processes to use.
-
-    Returns:
-        `datasets.Dataset`: the columns that `encode` gives, with `row` in the split, `length` in tokens and `image_keys`.
-    """
-
-    def windows(batch: dict[str, list], indices: list[int]) -> dict[str, list]:
-        encoded = encode(batch)
-        encoded["row"] = [indices[row] for row in encoded["row"]]
-        return {**encoded, "length": [len(ids) for ids in encoded["input_ids"]]}
-
-    mapped = dataset.map(
-        windows,
-        batched=True,
-        with_indices=True,
-        remove_columns=dataset.column_names,
-        num_proc=num_proc,
-        # A cached result would outlive a change of the processor's code.
-        load_from_cache_file=False,
-        desc="Tokenizing",
-    )
-    return with_image_keys(mapped, image_keys)
-
-
-def with_image_keys(windows: Dataset, image_keys: Sequence[RowKeys]) -> Dataset:
-    """The same windows with these images for their rows."""
-    if "image_keys" in windows.column_names:
-        windows = windows.remove_columns("image_keys")
-    # The type is said and not guessed: many rows without an image would make it a column of nulls.
-    return windows.add_column("image_keys", [image_keys[row] for row in windows["row"]], feature=List(Value("string")))
-
-
-def by_length(windows: Mapping[str, Dataset]) -> dict[str, Dataset]:
-    """Windows to test on in the order of their length, for less padding; the evaluators know where each belongs."""
-    return {split: rows if split == "train" else rows.sort("length", reverse=True) for split, rows in windows.items()}
 
 
 def fine_tune(

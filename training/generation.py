@@ -23,13 +23,14 @@ from ..processing_vtfusion import VTFusionProcessor
 from .arguments import GenerationArguments, GenerationDataArguments, GenerationModelArguments
 from .collator import FusionCollator
 from .columns import find_column, find_columns, join_columns, map_columns, parse_cell
-from .fine_tuning import limit_rows, map_to_windows, read_records
+from .fine_tuning import limit_rows, read_records
 from .images import RowKeys
 from .loading import load_model
 from .messages import at, shorten
 from .sources import load_sources
 from .squad_f1 import normalized_words
 from .trainer import VTFusionTrainer
+from .windows import map_to_windows
 
 try:
     from sacrebleu.metrics import BLEU

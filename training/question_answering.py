@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset, DatasetDict, Features, List, Value
+from datasets import Dataset, DatasetDict
 from transformers import EvalPrediction
 
 from ..processing_vtfusion import VTFusionBatch, VTFusionProcessor
@@ -19,6 +19,7 @@ from .images import RowKeys
 from .messages import at
 from .question_data import load_question_answering_dataset
 from .squad_f1 import SquadF1, score_answer
+from .windows import gather_windows, map_to_windows
 
 
 def load_contexts(data_args: QuestionDataArguments) -> DatasetDict:
@@ -26,7 +27,7 @@ def load_contexts(data_args: QuestionDataArguments) -> DatasetDict:
     return limit_rows(load_question_answering_dataset(**data_args.source()), data_args)
 
 
-def encode_question_windows(
+def encode_contexts(
     dataset: Dataset, processor: VTFusionProcessor, image_keys: Sequence[RowKeys], num_proc: int | None = None
 ) -> Dataset:
     """
@@ -53,33 +54,17 @@ def encode_question_windows(
     tokenizer = processor.tokenizer
     limit = processor.window_length or tokenizer.model_max_length
     room = limit - tokenizer.num_special_tokens_to_add(pair=True)
-    inputs = {"input_ids": List(Value("int32")), "attention_mask": List(Value("int8"))}
-    if "token_type_ids" in tokenizer.model_input_names:
-        inputs["token_type_ids"] = List(Value("int8"))
-    # Said and not guessed: a first thousand rows without an image would make `image_keys` a column of nulls.
-    features = Features(
-        {
-            **inputs,
-            "start_positions": Value("int32"),
-            "end_positions": Value("int32"),
-            "token_spans": List(List(Value("int32"))),
-            "row": Value("int64"),
-            "length": Value("int32"),
-            "image_keys": List(Value("string")),
-        }
-    )
 
-    def encode(batch: dict[str, list], indices: list[int]) -> dict[str, list]:
+    def encode(batch: dict[str, list]) -> dict[str, list]:
         answers = []
-        for row, question, context, given in zip(
-            indices, batch["question"], batch["context"], batch["answers"], strict=True
-        ):
+        fields = (batch[name] for name in ("row", "question", "context", "answers"))
+        for row, question, context, given in zip(*fields, strict=True):
             for name, text in (("question", question), ("context", context)):
                 if not isinstance(text, str):
                     raise ValueError(f"{at('', row, name)}: expected a string, got {text!r}")
             answers.append(read_answers(given, context, row))
         questions = tokenizer(batch["question"], add_special_tokens=False, verbose=False)["input_ids"]
-        for row, tokens in zip(indices, questions, strict=True):
+        for row, tokens in zip(batch["row"], questions, strict=True):
             # Token 0 stands for "no answer" and must be no part of one. Many language models put nothing like [CLS]
             # before a text; it is then the question's first token, and so the question must have one.
             if not tokens:
@@ -92,32 +77,17 @@ def encode_question_windows(
         windows = processor.encode_text(
             batch["context"], text_pair=batch["question"], pair_first=True, return_token_spans=True
         )
-        of_row: list[list[np.ndarray]] = [[] for _ in indices]
+        windows.pop("word_positions")
+        windows["token_spans"] = [spans.astype(np.int32) for spans in windows["token_spans"]]  # half the disk
+        of_row: list[list[np.ndarray]] = [[] for _ in answers]
         for row, spans in zip(windows["row"], windows["token_spans"], strict=True):
             of_row[row].append(spans)
         positions = [place for parts in map(answer_positions, of_row, answers) for place in parts]
-        rows = [indices[row] for row in windows["row"]]
-        return {
-            **{name: windows[name] for name in inputs},
-            "start_positions": [start for start, _ in positions],
-            "end_positions": [end for _, end in positions],
-            "token_spans": windows["token_spans"],
-            "row": rows,
-            "length": [len(ids) for ids in windows["input_ids"]],
-            "image_keys": [image_keys[row] for row in rows],
-        }
+        windows["start_positions"] = [start for start, _ in positions]
+        windows["end_positions"] = [end for _, end in positions]
+        return windows
 
-    return dataset.map(
-        encode,
-        batched=True,
-        with_indices=True,
-        remove_columns=dataset.column_names,
-        features=features,
-        num_proc=num_proc,
-        # A cached result would outlive a change of the processor's code.
-        load_from_cache_file=False,
-        desc="Tokenizing",
-    )
+    return map_to_windows(dataset, encode, image_keys, num_proc)
 
 
 def read_answers(answers: Mapping[str, Sequence[Any]] | None, context: str, row: int) -> list[Span]:
@@ -184,7 +154,7 @@ class QuestionEvaluator:
 
     Args:
         dataset (`datasets.Dataset`): with `id`, `question`, `context` and `answers`.
-        windows (`datasets.Dataset`): made from it by [`encode_question_windows`], in the order in which they are
+        windows (`datasets.Dataset`): made from it by [`encode_contexts`], in the order in which they are
             predicted.
         processor ([`VTFusionProcessor`]): puts windows back together.
         n_best (`int`, *optional*, defaults to 20): the most answers in a record.
@@ -241,13 +211,8 @@ class QuestionEvaluator:
     ) -> tuple[SimpleNamespace, VTFusionBatch]:
         """Outputs and batch of the whole split, for the processor's `post_process_…` methods."""
         start_logits, end_logits, gates = (torch.from_numpy(np.asarray(array)) for array in predictions)
-        token_spans = np.full((*start_logits.shape, 2), -1)
-        for window, spans in enumerate(self.token_spans):
-            token_spans[window, : len(spans)] = spans
-        data = {}
-        if image_keys is not None:
-            data["image_mask"] = torch.tensor([[int(bool(image_keys[row]))] for row in self.row_of_window])
-        batch = VTFusionBatch(data, rows=self.rows, row_of_window=self.row_of_window, token_spans=token_spans)
+        length = start_logits.shape[1]
+        batch = gather_windows(self.rows, self.row_of_window, length, image_keys, token_spans=self.token_spans)
         return SimpleNamespace(start_logits=start_logits, end_logits=end_logits, fusion_gate=gates), batch
 
     def rank(

@@ -13,10 +13,11 @@ from transformers import AutoConfig, EvalPrediction
 from ..processing_vtfusion import VTFusionBatch, VTFusionProcessor
 from ..words_vtfusion import TextRow, read_text
 from .arguments import TokenDataArguments
-from .fine_tuning import limit_rows, map_to_windows, read_records
+from .fine_tuning import limit_rows, read_records
 from .images import RowKeys
 from .metrics import compute_entity_metrics, entity_counts, entity_report
 from .token_data import load_token_classification_dataset
+from .windows import gather_windows, map_to_windows
 
 
 def load_splits(
@@ -96,13 +97,9 @@ class WordEvaluator:
     ) -> tuple[SimpleNamespace, VTFusionBatch]:
         """Outputs and batch of the whole split, for the processor's `post_process_…` methods."""
         logits, gates = (torch.from_numpy(np.asarray(array)) for array in predictions)
-        positions = np.full(logits.shape[:2], -1)
-        for window, values in enumerate(self.word_positions):
-            positions[window, : len(values)] = values
-        data = {}
-        if image_keys is not None:
-            data["image_mask"] = torch.tensor([[int(bool(image_keys[row]))] for row in self.row_of_window])
-        batch = VTFusionBatch(data, rows=self.rows, row_of_window=self.row_of_window, word_positions=positions)
+        batch = gather_windows(
+            self.rows, self.row_of_window, logits.shape[1], image_keys, word_positions=self.word_positions
+        )
         return SimpleNamespace(logits=logits, fusion_gate=gates), batch
 
     def answers(self, predictions: tuple[np.ndarray, np.ndarray]) -> list[list[str]]:

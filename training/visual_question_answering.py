@@ -12,9 +12,10 @@ from ..processing_vtfusion import VTFusionProcessor
 from .arguments import AnswerDataArguments
 from .classification import mean_by_row, to_probabilities
 from .classification_data import MULTI, SINGLE
-from .fine_tuning import limit_rows, map_to_windows, read_records
+from .fine_tuning import limit_rows, read_records
 from .images import RowKeys
 from .question_data import load_visual_question_answering_dataset
+from .windows import map_to_windows
 
 
 def load_questions(
