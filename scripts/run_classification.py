@@ -29,6 +29,7 @@ from vtfusion.training.arguments import (
     AblationArguments,
     ClassificationDataArguments,
     ModelArguments,
+    RunArguments,
     VTFusionTrainingArguments,
 )
 
@@ -69,9 +70,8 @@ def run(
         for split, rows in dataset.items()
         if split != "train"
     }
-    return fine_tune(
-        model, processor, windows, evaluators, images, model_args, data_args, training_args, "text-classification"
-    )
+    run_args = RunArguments("text-classification", model_args, data_args, training_args)
+    return fine_tune(model, processor, images, windows, evaluators, run_args)
 
 
 def ablate(

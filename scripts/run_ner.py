@@ -30,6 +30,7 @@ from transformers import HfArgumentParser
 from vtfusion.training.arguments import (
     AblationArguments,
     ModelArguments,
+    RunArguments,
     TokenDataArguments,
     VTFusionTrainingArguments,
 )
@@ -63,9 +64,8 @@ def run(
         for split, rows in dataset.items()
         if split != "train"
     }
-    return fine_tune(
-        model, processor, windows, evaluators, images, model_args, data_args, training_args, "token-classification"
-    )
+    run_args = RunArguments("token-classification", model_args, data_args, training_args)
+    return fine_tune(model, processor, images, windows, evaluators, run_args)
 
 
 def ablate(

@@ -30,6 +30,7 @@ from vtfusion.training.arguments import (
     AblationArguments,
     ModelArguments,
     QuestionDataArguments,
+    RunArguments,
     VTFusionTrainingArguments,
 )
 
@@ -71,9 +72,8 @@ def run(
         for split, rows in dataset.items()
         if split != "train"
     }
-    return fine_tune(
-        model, processor, windows, evaluators, images, model_args, data_args, training_args, "question-answering"
-    )
+    run_args = RunArguments("question-answering", model_args, data_args, training_args)
+    return fine_tune(model, processor, images, windows, evaluators, run_args)
 
 
 def ablate(

@@ -29,6 +29,7 @@ from vtfusion.training.arguments import (
     AblationArguments,
     AnswerDataArguments,
     ModelArguments,
+    RunArguments,
     VTFusionTrainingArguments,
 )
 
@@ -66,17 +67,8 @@ def run(
         for split, rows in dataset.items()
         if split != "train"
     }
-    return fine_tune(
-        model,
-        processor,
-        windows,
-        evaluators,
-        images,
-        model_args,
-        data_args,
-        training_args,
-        "visual-question-answering",
-    )
+    run_args = RunArguments("visual-question-answering", model_args, data_args, training_args)
+    return fine_tune(model, processor, images, windows, evaluators, run_args)
 
 
 def ablate(

@@ -1,7 +1,7 @@
 """Command-line arguments that the task scripts share, for `HfArgumentParser`."""
 
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 from transformers import TrainingArguments
 
@@ -445,6 +445,23 @@ class VTFusionTrainingArguments(TrainingArguments):
                 "`label_smoothing_factor` is not supported: Trainer's loss would replace L_ct, L_t and L_v. Give "
                 "`label_smoothing`."
             )
+
+
+class RunArguments(NamedTuple):
+    """
+    All that a run was told.
+
+    Attributes:
+        task (`str`): its name on the Hub, such as `"token-classification"`.
+        model ([`ModelArguments`]): where the model comes from.
+        data ([`DataArguments`]): where the data is, and what it is tested with.
+        training ([`VTFusionTrainingArguments`]): all the rest.
+    """
+
+    task: str
+    model: ModelArguments
+    data: DataArguments
+    training: VTFusionTrainingArguments
 
 
 def random_order() -> dict[str, Any]:
