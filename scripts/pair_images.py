@@ -208,7 +208,10 @@ def main(source_args: TokenSourceArguments, args: PairingArguments) -> None:
         labelled = paired = load_from_disk(args.output_dir)
         if source_args.tags_column or set(TAGS_COLUMNS) & set(next(iter(paired.values())).column_names):
             labelled = load_token_classification_dataset(
-                args.output_dir, tags_column=source_args.tags_column, allow_outside_paths=True
+                args.output_dir,
+                tags_column=source_args.tags_column,
+                label_names=source_args.label_names,
+                allow_outside_paths=True,
             )
     settings = {**dataclasses.asdict(source_args), **dataclasses.asdict(args)}
     report: dict[str, Any] = {

@@ -6,13 +6,14 @@ from typing import Any
 
 import numpy as np
 from datasets import Dataset, DatasetDict
-from transformers import AutoConfig, EvalPrediction
+from transformers import EvalPrediction
 
 from ..processing_vtfusion import VTFusionProcessor
 from .arguments import ClassificationDataArguments
 from .classification_data import MULTI, REGRESSION, SINGLE, load_classification_dataset
 from .fine_tuning import limit_rows, read_records
 from .images import RowKeys
+from .loading import trained_labels
 from .windows import map_to_windows
 
 
@@ -28,15 +29,12 @@ def load_labelled_texts(
             problem type are those of the data.
         model_revision (`str`, *optional*, defaults to `"main"`): its branch, tag or commit.
     """
-    label_names, problem_type = None, data_args.problem_type
-    if model_name_or_path is not None and data_args.train_file is None and data_args.dataset_name is None:
-        trained = AutoConfig.from_pretrained(model_name_or_path, revision=model_revision)
-        problem_type = problem_type or trained.problem_type
-        if problem_type != REGRESSION:
-            label_names = [trained.id2label[index] for index in range(trained.num_labels)]
-    dataset, problem_type, names = load_classification_dataset(
-        **data_args.source(), label_names=label_names, problem_type=problem_type
-    )
+    source = data_args.source()
+    label_names, problem_type = trained_labels(data_args, model_name_or_path, model_revision)
+    problem_type = data_args.problem_type or problem_type
+    if data_args.label_names is None and problem_type != REGRESSION:
+        source["label_names"] = label_names
+    dataset, problem_type, names = load_classification_dataset(**source, problem_type=problem_type)
     return limit_rows(dataset, data_args), problem_type, names
 
 

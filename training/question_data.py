@@ -244,7 +244,8 @@ def load_visual_question_answering_dataset(
     sources = load_sources(dataset_name, **origin)
     if answer_names is None and "train" not in sources:
         raise ValueError(
-            "There is no train split whose answers could be chosen from: say with `answer_names` what they are."
+            "There is no train split whose answers could be chosen from: give one, or a trained model, or say with "
+            "`answer_names` what they are."
         )
     answer_columns = find_targets("answer_column", answer_column, _ANSWERS_COLUMNS, sources)
     features = Features(

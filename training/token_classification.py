@@ -8,13 +8,14 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset, DatasetDict
-from transformers import AutoConfig, EvalPrediction
+from transformers import EvalPrediction
 
 from ..processing_vtfusion import VTFusionBatch, VTFusionProcessor
 from ..words_vtfusion import TextRow, read_text
 from .arguments import TokenDataArguments
 from .fine_tuning import limit_rows, read_records
 from .images import RowKeys
+from .loading import trained_labels
 from .metrics import compute_entity_metrics, entity_counts, entity_report
 from .token_data import load_token_classification_dataset
 from .windows import gather_windows, map_to_windows
@@ -35,12 +36,10 @@ def load_splits(
     Returns:
         `DatasetDict`: see [`load_token_classification_dataset`].
     """
-    label_names = None
-    if model_name_or_path is not None and data_args.train_file is None and data_args.dataset_name is None:
-        trained = AutoConfig.from_pretrained(model_name_or_path, revision=model_revision)
-        label_names = [trained.id2label[index] for index in range(trained.num_labels)]
-    dataset = load_token_classification_dataset(**data_args.source(), label_names=label_names)
-    return limit_rows(dataset, data_args)
+    source = data_args.source()
+    if data_args.label_names is None:
+        source["label_names"], _ = trained_labels(data_args, model_name_or_path, model_revision)
+    return limit_rows(load_token_classification_dataset(**source), data_args)
 
 
 def encode_windows(

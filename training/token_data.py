@@ -295,8 +295,8 @@ def _read_texts(source: Source, tokens: str, tags: str, names: Sequence[str] | N
     feature = source.dataset.features[tags]
     if class_label_names(feature) is None and _holds_integers(feature) and not names:
         raise ValueError(
-            f"{at(source.where, field=tags)}: the tags are integers. Say what they mean with `label_names`, in "
-            "order, as in O,B-PER,I-PER."
+            f"{at(source.where, field=tags)}: the tags are integers. Say what they mean with `label_names`, in order, as "
+            "in O B-PER I-PER."
         )
     return map_columns(
         source,
