@@ -18,8 +18,8 @@ from datasets import (
     Value,
     load_from_disk,
 )
-from test_retrieval import text_model
 
+from test_bank_search import text_model
 from vtfusion.training.bank_search import Embedder, ImageRetriever
 from vtfusion.training.files import release_folder
 from vtfusion.training.image_bank import BankImage, ImageBank

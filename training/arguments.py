@@ -204,6 +204,10 @@ class DataArguments(SourceArguments):
     )
     num_proc: int | None = field(default=None, metadata={"help": "Processes that tokenize."})
 
+    def max_samples(self, split: str) -> int | None:
+        """`max_train_samples` or `max_eval_samples`."""
+        return self.max_train_samples if split == "train" else self.max_eval_samples
+
 
 @dataclass
 class TokenDataArguments(DataArguments, TokenSourceArguments):

@@ -34,6 +34,7 @@ from .arguments import CaptionDataArguments, VTFusionTrainingArguments
 from .caption_data import CAPTION_COLUMNS, load_caption_dataset, read_captions
 from .collator import FusionCollator
 from .columns import find_column, find_columns
+from .fine_tuning import limit_rows
 from .image_paths import ImageFolders, image_item
 from .images import RowKeys, skip_bad_image
 from .messages import at
@@ -61,12 +62,10 @@ def load_captioned_images(data_args: CaptionDataArguments) -> DatasetDict:
         _, firsts = np.unique(rows["image_row"][:], return_index=True)
         texts = rows.select_columns(["text"]).with_format("arrow")[:]["text"].combine_chunks()
         captions = pa.ListArray.from_arrays(pa.array([*firsts, len(rows)], type=pa.int32()), texts)
-        images = concatenate_datasets(
+        result[split] = concatenate_datasets(
             [Dataset(pa.table({"captions": captions})), rows.select_columns(["images"]).select(firsts)], axis=1
         )
-        limit = data_args.max_train_samples if split == "train" else data_args.max_eval_samples
-        result[split] = images if limit is None else images.select(range(min(limit, len(images))))
-    return result
+    return limit_rows(result, data_args)
 
 
 def group_by_image(captions: Sequence[Sequence[str]], image_keys: Sequence[RowKeys]) -> Dataset:
@@ -300,8 +299,7 @@ def open_caption_streams(
                 f"{where} has no column with images. It has: {', '.join(first)}. Say with `image_column` which one to "
                 "read."
             )
-        limit = data_args.max_train_samples if split == "train" else data_args.max_eval_samples
-        train = split == "train"
+        limit, train = data_args.max_samples(split), split == "train"
         streams[split] = CaptionStream(
             stream if limit is None else stream.take(limit),
             text,

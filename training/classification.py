@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 from datasets import Dataset, DatasetDict
-from transformers import EvalPrediction
 
 from ..processing_vtfusion import VTFusionProcessor
 from .arguments import ClassificationDataArguments
@@ -166,9 +165,6 @@ class TextEvaluator:
         if self.problem_type == REGRESSION:
             return regression_scores(values[:, 0], self.labels)
         return classification_scores(values, self.labels, self.label_names)
-
-    def __call__(self, prediction: EvalPrediction) -> dict[str, float | int]:
-        return self.score(self.answers(prediction.predictions))
 
     def report(self, scores: Mapping[str, float | int]) -> str:
         """The scores by class, then over all."""

@@ -109,11 +109,7 @@ def load_classification_dataset(
         raise ValueError("`label_names` are for classes: a regression has none.")
 
     names = None if label_names is None else list(label_names)
-    num_labels = next((len(first) for first in firsts.values() if _is_vector(first)), 0)
-    forms = {
-        split: _label_form(source, columns[split], firsts[split], names, num_labels)
-        for split, source in sources.items()
-    }
+    forms = _label_forms(sources, columns, firsts, names)
     texts: dict[str, Dataset] = {}
     used: dict[str, set[str]] = {}
     for split, source in sources.items():
@@ -123,8 +119,7 @@ def load_classification_dataset(
         raise ValueError(f"{sources[unpaired[0]].where} has no column `text_pair`, but other splits have.")
     labels: list[str] = []
     if problem_type != REGRESSION:
-        told = [form["vector_names"] or form["names"] or [] for form in forms.values()]
-        declared = list(dict.fromkeys(itertools.chain.from_iterable(told))) if names is None else names
+        declared = _declared_labels(forms.values()) if names is None else names
         texts, labels = _to_labels(texts, sources, declared, names is not None, problem_type == MULTI)
     return join_columns(sources, texts, used, image_column), problem_type, labels
 
@@ -146,21 +141,35 @@ def _are_integers(names: Iterable[str]) -> bool:
     return all(name.removeprefix("-").isdecimal() for name in names)
 
 
-def _label_form(
-    source: Source, column: str | None, first: Any, label_names: list[str] | None, num_labels: int
-) -> dict[str, Any]:
-    """How the labels of a split are written: arguments of [`_texts_and_labels`]."""
-    class_names = None if column is None else class_label_names(source.dataset.features[column])
+def _label_forms(
+    sources: Mapping[str, Source],
+    columns: Mapping[str, str | None],
+    firsts: Mapping[str, Any],
+    label_names: list[str] | None,
+) -> dict[str, dict[str, Any]]:
+    """How the labels of each split are written: arguments of [`_texts_and_labels`]."""
     # Where the labels are integers, as in a model of one to five stars, an integer is a label and not its position.
     positions = None if label_names is None or _are_integers(label_names) else label_names
-    numbered = [str(i) for i in range(num_labels)] if label_names is None else label_names
-    return {
-        "label_column": column,
-        "has_labels": first is not None,
-        "names": class_names or positions,
-        "is_class_label": class_names is not None,
-        "vector_names": numbered if _is_vector(first) else None,
-    }
+    num_labels = next((len(first) for first in firsts.values() if _is_vector(first)), 0)
+    of_vectors = [str(i) for i in range(num_labels)] if label_names is None else label_names
+    forms = {}
+    for split, source in sources.items():
+        column = columns[split]
+        class_names = None if column is None else class_label_names(source.dataset.features[column])
+        forms[split] = {
+            "label_column": column,
+            "has_labels": firsts[split] is not None,
+            "names": class_names or positions,
+            "is_class_label": class_names is not None,
+            "vector_names": of_vectors if _is_vector(firsts[split]) else None,
+        }
+    return forms
+
+
+def _declared_labels(forms: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The labels that a data set says it has, in their order."""
+    told = (form["vector_names"] or form["names"] or [] for form in forms)
+    return list(dict.fromkeys(itertools.chain.from_iterable(told)))
 
 
 def _read_texts(

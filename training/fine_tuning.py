@@ -11,7 +11,7 @@ from typing import Any, Protocol, TypeVar
 
 from datasets import Dataset, DatasetDict
 from safetensors import SafetensorError, safe_open
-from transformers import EarlyStoppingCallback, EvalPrediction, set_seed
+from transformers import EarlyStoppingCallback, set_seed
 from transformers.utils import logging
 
 from ..configuration_vtfusion import VTFusionConfig
@@ -52,13 +52,6 @@ class Evaluator(Protocol):
         """A record for each row, with the prediction in `field`."""
 
 
-class MetricEvaluator(Evaluator, Protocol):
-    """An [`Evaluator`] whose call is what `Trainer` takes as `compute_metrics`."""
-
-    def __call__(self, prediction: EvalPrediction) -> dict[str, float | int]:
-        """Scores of raw predictions."""
-
-
 def start_run(training_args: VTFusionTrainingArguments) -> None:
     """
     Seeds everything, sets the verbosity of the libraries to what the run wants, and claims `output_dir` until
@@ -78,7 +71,7 @@ def limit_rows(dataset: DatasetDict, data_args: DataArguments) -> DatasetDict:
     """The first `max_train_samples` and `max_eval_samples` rows of the splits."""
     limited = DatasetDict()
     for split, rows in dataset.items():
-        limit = data_args.max_train_samples if split == "train" else data_args.max_eval_samples
+        limit = data_args.max_samples(split)
         limited[split] = rows if limit is None else rows.select(range(min(limit, len(rows))))
     return limited
 
@@ -88,7 +81,7 @@ def fine_tune(
     processor: VTFusionProcessor,
     images: PreparedImages,
     windows: Mapping[str, Dataset],
-    evaluators: Mapping[str, MetricEvaluator],
+    evaluators: Mapping[str, Evaluator],
     run_args: RunArguments,
 ) -> dict[str, Any]:
     """
@@ -106,7 +99,7 @@ def fine_tune(
             What [`prepare_images`] returned.
         windows (`Mapping[str, Dataset]`):
             For each split the inputs of the model, with `row`, `length` and `image_keys`.
-        evaluators (`Mapping[str, MetricEvaluator]`):
+        evaluators (`Mapping[str, Evaluator]`):
             For each split but `"train"`.
         run_args ([`RunArguments`]):
             What the run was told.
@@ -115,6 +108,7 @@ def fine_tune(
         `dict[str, Any]`: what stands in `results.json`: the scores by split and image condition, seconds, peak memory,
         seed and versions.
     """
+    judge = evaluators.get("validation")
     trainer = build_trainer(
         VTFusionTrainer,
         model,
@@ -122,7 +116,7 @@ def fine_tune(
         FusionCollator(processor, images.store, images.cache, num_labels=model.config.num_labels),
         windows,
         run_args.training,
-        compute_metrics=evaluators.get("validation"),
+        compute_metrics=judge and (lambda found: judge.score(judge.answers(found.predictions))),
     )
     results: dict[str, Any] = train_model(trainer) if "train" in windows else {}
 

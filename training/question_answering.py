@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset, DatasetDict
-from transformers import EvalPrediction
 
 from ..processing_vtfusion import VTFusionBatch, VTFusionProcessor
 from ..words_vtfusion import Span, TextRow
@@ -246,9 +245,6 @@ class QuestionEvaluator:
             )
             scores |= {f"Later_{name}": later[name] for name in ("exact_match", "f1", "total")}
         return scores
-
-    def __call__(self, prediction: EvalPrediction) -> dict[str, float | int]:
-        return self.score(self.answers(prediction.predictions))
 
     def report(self, scores: Mapping[str, float | int]) -> str:
         """The scores as a table: all questions and, where they are of several kinds, each kind."""

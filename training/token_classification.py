@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset, DatasetDict
-from transformers import EvalPrediction
 
 from ..processing_vtfusion import VTFusionBatch, VTFusionProcessor
 from ..words_vtfusion import TextRow, read_text
@@ -109,9 +108,6 @@ class WordEvaluator:
     def score(self, tags: Sequence[Sequence[str]]) -> dict[str, float | int]:
         """Strict entity scores of these tags, see [`compute_entity_metrics`]."""
         return compute_entity_metrics(tags, self.references)
-
-    def __call__(self, prediction: EvalPrediction) -> dict[str, float | int]:
-        return self.score(self.answers(prediction.predictions))
 
     def report(self, scores: Mapping[str, float | int]) -> str:
         """The table of scores per entity type."""

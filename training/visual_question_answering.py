@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 from datasets import Dataset, DatasetDict
-from transformers import EvalPrediction
 
 from ..processing_vtfusion import VTFusionProcessor
 from .arguments import AnswerDataArguments
@@ -123,9 +122,6 @@ class AnswerEvaluator:
             "answerable": float(np.mean([bool(known & true.keys()) for true in self.true])),
             "support": len(self.true),
         }
-
-    def __call__(self, prediction: EvalPrediction) -> dict[str, float | int]:
-        return self.score(self.answers(prediction.predictions))
 
     def report(self, scores: Mapping[str, float | int]) -> str:
         """The scores in words."""
