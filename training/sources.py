@@ -5,7 +5,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
@@ -21,7 +21,6 @@ from .messages import at
 # whenever what a loader's functions return changes, or people go on with results of the version before.
 CACHE_VERSION = 2
 
-_IMAGE_COLUMNS = ("images", "image")
 # What `datasets` reads, by the ending: its builder and what that is told.
 READERS: dict[str, tuple[str, dict[str, Any]]] = {
     ".jsonl": ("json", {}),
@@ -32,7 +31,7 @@ READERS: dict[str, tuple[str, dict[str, Any]]] = {
     # A quotation mark is a character like any other there; read as CSV does, it would swallow lines.
     ".tsv": ("csv", {"keep_default_na": False, "sep": "\t", "quoting": csv.QUOTE_NONE}),
 }
-METADATA_FILES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
+_METADATA_FILES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 
 LoadTextFile = Callable[[str, str, str | None, str | None], Dataset]  # path, split, image folder, cache folder
 
@@ -70,7 +69,7 @@ class Source:
     dataset: Dataset
     where: str
     folders: ImageFolders
-    image_columns: tuple[str, ...] = _IMAGE_COLUMNS
+    image_columns: tuple[str, ...] = ("images", "image")
 
     def __post_init__(self) -> None:
         if len(self.dataset) == 0:
@@ -162,19 +161,32 @@ def _load_named(
     cache_dir: str | None,
     allow_outside_paths: bool,
 ) -> dict[str, Source]:
-    folder = os.path.abspath(os.path.expanduser(name)) if os.path.isdir(os.path.expanduser(name)) else None
-    if folder is not None and os.path.isfile(os.path.join(folder, "dataset_dict.json")):
+    folder = saved_folder(name)
+    if folder is not None:
         loaded = load_from_disk(folder)
         folders = ImageFolders.of_file(folder, image_base, allow_outside_paths)
-    elif folder is not None and os.path.isdir(os.path.join(folder, UNFINISHED)):
-        raise ValueError(f"{folder} was not written to its end: run what wrote it again.")
-    elif folder is not None and os.path.isfile(os.path.join(folder, "state.json")):
-        raise ValueError(f"{folder} holds a single saved split: give it as `train_file` (or one of its siblings).")
     else:
-        with nullcontext() if folder is None else uncounted():
+        with uncounted(name):
             loaded = load_dataset(name, config, revision=revision, cache_dir=cache_dir)
         folders = ImageFolders.of_name(name, image_base, allow_outside_paths, cache_dir)
     return {split: Source(part, f"{split} split of {name}", folders) for split, part in loaded.items()}
+
+
+def saved_folder(name: str) -> str | None:
+    """
+    The folder that a name means, if `DatasetDict.save_to_disk` wrote it; `None` for all else that may have a name.
+
+    Raises:
+        `ValueError`: It was not written to its end, or holds a single split.
+    """
+    folder = os.path.abspath(os.path.expanduser(name))
+    if os.path.isfile(os.path.join(folder, "dataset_dict.json")):
+        return folder
+    if os.path.isdir(os.path.join(folder, UNFINISHED)):
+        raise ValueError(f"{folder} was not written to its end: run what wrote it again.")
+    if os.path.isfile(os.path.join(folder, "state.json")):
+        raise ValueError(f"{folder} holds a single saved split: give it as `train_file` (or one of its siblings).")
+    return None
 
 
 def _load_file(
@@ -186,25 +198,10 @@ def _load_file(
     text_endings: Sequence[str],
     allow_outside_paths: bool,
 ) -> Source:
-    path = os.path.abspath(os.path.expanduser(file))
-    image_columns: tuple[str, ...] = _IMAGE_COLUMNS
+    path = data_path(file, split)
     if os.path.isdir(path):
-        if os.path.isfile(os.path.join(path, "dataset_dict.json")):
-            raise ValueError(f"{path} holds a saved `DatasetDict` with its splits: give it as `dataset_name`.")
-        if os.path.isfile(os.path.join(path, "state.json")):
-            folders = ImageFolders.of_file(path, image_base, allow_outside_paths)
-            return Source(load_from_disk(path), f"{split} split ({path})", folders)
-        found = [name for name in METADATA_FILES if os.path.isfile(os.path.join(path, name))]
-        if not found:
-            raise FileNotFoundError(
-                f"The folder {path} given for the {split} split has none of {', '.join(METADATA_FILES)}, and was not "
-                "saved by `Dataset.save_to_disk`."
-            )
-        path = os.path.join(path, found[0])
-        image_columns += ("file_name", "file_names")  # the names that `datasets` gives them in such a folder
-    elif not os.path.isfile(path):
-        raise FileNotFoundError(f"The file {path} given for the {split} split does not exist.")
-
+        folders = ImageFolders.of_file(path, image_base, allow_outside_paths)
+        return Source(load_from_disk(path), f"{split} split ({path})", folders)
     ending = os.path.splitext(path)[1].lower()
     if os.path.getsize(path) == 0:
         raise ValueError(f"{path} is empty.")
@@ -223,7 +220,36 @@ def _load_file(
     else:
         raise ValueError(f"{path} is not a text file, and {ending!r} is none of {', '.join(READERS)}.")
     folders = ImageFolders.of_file(os.path.dirname(path), image_base, allow_outside_paths)
-    return Source(dataset, f"{split} split ({path})", folders, image_columns)
+    source = Source(dataset, f"{split} split ({path})", folders)
+    if os.path.isdir(os.path.expanduser(file)):
+        source.image_columns += ("file_name", "file_names")  # the names that `datasets` gives them in such a folder
+    return source
+
+
+def data_path(file: str, split: str) -> str:
+    """
+    What to read of the file or folder that was given for a split: a file, or a folder that `Dataset.save_to_disk` wrote.
+
+    Raises:
+        `FileNotFoundError`: There is nothing to read.
+        `ValueError`: The folder holds several splits.
+    """
+    path = os.path.abspath(os.path.expanduser(file))
+    if not os.path.isdir(path):
+        if not os.path.isfile(path):
+            raise FileNotFoundError(f"The file {path} given for the {split} split does not exist.")
+        return path
+    if os.path.isfile(os.path.join(path, "dataset_dict.json")):
+        raise ValueError(f"{path} holds a saved `DatasetDict` with its splits: give it as `dataset_name`.")
+    if os.path.isfile(os.path.join(path, "state.json")):
+        return path
+    found = [name for name in _METADATA_FILES if os.path.isfile(os.path.join(path, name))]
+    if not found:
+        raise FileNotFoundError(
+            f"The folder {path} given for the {split} split has none of {', '.join(_METADATA_FILES)}, and was not saved "
+            "by `Dataset.save_to_disk`."
+        )
+    return os.path.join(path, found[0])
 
 
 def _looks_binary(path: str) -> bool:
@@ -249,8 +275,16 @@ def _load_packaged(builder: str, path: str, split: str, cache_dir: str | None, *
 
 
 @contextmanager
-def uncounted() -> Iterator[None]:
-    """Keeps `datasets` from telling a server each time that a file of this machine is read, which it does to count."""
+def uncounted(name: str = ".") -> Iterator[None]:
+    """
+    Keeps `datasets` from telling a server each time that a file of this machine is read, which it does to count.
+
+    Args:
+        name (`str`, *optional*): what is read; of a data set that is not on this machine the server is told.
+    """
+    if not os.path.isdir(os.path.expanduser(name)):
+        yield
+        return
     counts = datasets.config.HF_UPDATE_DOWNLOAD_COUNTS
     datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
     try:

@@ -2,15 +2,14 @@
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from datasets import Audio, Dataset, Features, Image, IterableDataset, List, Video, load_dataset, load_from_disk
 from datasets.exceptions import DatasetGenerationError
 
-from .files import UNFINISHED
 from .image_paths import ImageFolders
-from .sources import METADATA_FILES, READERS, Source, check_one_origin, uncounted
+from .sources import READERS, Source, check_one_origin, data_path, saved_folder, uncounted
 
 _LOOKED_AT = 1000
 
@@ -77,14 +76,12 @@ def open_streams(
             split: _open_file(file, split, base, open_text_file, text_endings, allow_outside_paths)
             for split, file in files.items()
         }
-    folder = os.path.abspath(os.path.expanduser(dataset_name))
-    if os.path.isfile(os.path.join(folder, "dataset_dict.json")):
+    folder = saved_folder(dataset_name)
+    if folder is not None:
         loaded = {split: rows.to_iterable_dataset() for split, rows in load_from_disk(folder).items()}
         folders = ImageFolders.of_file(folder, base, allow_outside_paths)
-    elif os.path.isdir(os.path.join(folder, UNFINISHED)):
-        raise ValueError(f"{folder} was not written to its end: run what wrote it again.")
     else:
-        with uncounted() if os.path.isdir(folder) else nullcontext():
+        with uncounted(dataset_name):
             loaded = load_dataset(dataset_name, dataset_config_name, streaming=True)
         folders = ImageFolders.of_name(dataset_name, base, allow_outside_paths)
     return {
@@ -101,15 +98,10 @@ def _open_file(
     text_endings: Sequence[str],
     allow_outside_paths: bool,
 ) -> StreamSource:
-    path = os.path.abspath(os.path.expanduser(file))
-    if os.path.isfile(os.path.join(path, "state.json")):
+    path = data_path(file, split)
+    if os.path.isdir(path):
         folders = ImageFolders.of_file(path, base, allow_outside_paths)
         return StreamSource(load_from_disk(path).to_iterable_dataset(), f"{split} split ({path})", folders)
-    if os.path.isdir(path):
-        found = [name for name in METADATA_FILES if os.path.isfile(os.path.join(path, name))]
-        path = os.path.join(path, (found or METADATA_FILES)[0])
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"The file {path} given for the {split} split does not exist.")
     ending = os.path.splitext(path)[1].lower()
     if open_text_file is not None and ending in text_endings:
         stream = open_text_file(path)
