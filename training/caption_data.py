@@ -30,7 +30,7 @@ def load_caption_dataset(
         image_column (`str`, *optional*):
             Column with the image or images, see [`~training.token_data.load_token_classification_dataset`].
         origin (*optional*):
-            Files instead of `dataset_name`, and all else that [`~training.sources.load_sources`] takes.
+            Files instead of `dataset_name`, and all else that says where data is, see [`~training.sources.Origin`].
 
     Returns:
         `DatasetDict`: Each split has `text`, `image_row` (`Value("int64")`, the number of the row of the source:

@@ -72,7 +72,7 @@ def load_classification_dataset(
         image_column (`str`, *optional*):
             Column with the image or images, see [`~training.token_data.load_token_classification_dataset`].
         origin (*optional*):
-            Files instead of `dataset_name`, and all else that [`~training.sources.load_sources`] takes.
+            Files instead of `dataset_name`, and all else that says where data is, see [`~training.sources.Origin`].
 
     Returns:
         `tuple[DatasetDict, str, list[str]]`: the splits, the problem type and the labels (none for regression). Each

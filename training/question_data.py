@@ -58,7 +58,7 @@ def load_question_answering_dataset(
         image_column (`str`, *optional*):
             Column with the image or images, see [`~training.token_data.load_token_classification_dataset`].
         origin (*optional*):
-            Files instead of `dataset_name`, and all else that [`~training.sources.load_sources`] takes.
+            Files instead of `dataset_name`, and all else that says where data is, see [`~training.sources.Origin`].
 
     Returns:
         `DatasetDict`: Each split has `id` (`Value("string")`, of the column `id`, or else the number of the row),
@@ -212,7 +212,7 @@ def load_visual_question_answering_dataset(
         image_column (`str`, *optional*):
             Column with the image or images, see [`~training.token_data.load_token_classification_dataset`].
         origin (*optional*):
-            Files instead of `dataset_name`, and all else that [`~training.sources.load_sources`] takes.
+            Files instead of `dataset_name`, and all else that says where data is, see [`~training.sources.Origin`].
 
     Returns:
         `tuple[DatasetDict, list[str]]`: the splits and the answers to choose from, those of the most rows of the

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import Any, TypedDict, Unpack
 
 import datasets
 from datasets import Dataset, load_dataset, load_from_disk
@@ -37,7 +37,18 @@ LoadTextFile = Callable[[str, str, str | None, str | None], Dataset]  # path, sp
 
 
 class StreamOrigin(TypedDict, total=False):
-    """Where the data of a stream is, beside its name; see [`~training.streams.open_streams`]."""
+    """
+    Where the data of a stream is, beside its name.
+
+    Attributes:
+        dataset_config_name (`str`): the configuration of a named data set.
+        train_file, validation_file, test_file (`str` or `os.PathLike`): files or folders, instead of a name.
+        image_folder (`str` or `os.PathLike`): what relative image paths start from, if not the folder of the file. Images
+            in it may be named by absolute paths too.
+        allow_outside_paths (`bool`): whether images may lie outside of the folder of the data and of `image_folder`.
+            By default a path that leads out of both, itself or by a link, is an error: a file from others could name any
+            image on this machine.
+    """
 
     dataset_config_name: str | None
     train_file: str | os.PathLike | None
@@ -48,7 +59,13 @@ class StreamOrigin(TypedDict, total=False):
 
 
 class Origin(StreamOrigin, total=False):
-    """Where data is, beside its name: what every loader hands to [`load_sources`]."""
+    """
+    Where data is, beside its name: the arguments that all loaders share.
+
+    Attributes:
+        revision (`str`): branch, tag or commit of a data set on the Hub.
+        cache_dir (`str` or `os.PathLike`): where `datasets` keeps what it has read.
+    """
 
     revision: str | None
     cache_dir: str | os.PathLike | None
@@ -79,16 +96,10 @@ class Source:
 
 def load_sources(
     dataset_name: str | None = None,
-    dataset_config_name: str | None = None,
-    train_file: str | os.PathLike | None = None,
-    validation_file: str | os.PathLike | None = None,
-    test_file: str | os.PathLike | None = None,
-    image_folder: str | os.PathLike | None = None,
-    revision: str | None = None,
-    cache_dir: str | os.PathLike | None = None,
+    *,
     load_text_file: LoadTextFile | None = None,
     text_endings: Sequence[str] = (),
-    allow_outside_paths: bool = False,
+    **origin: Unpack[Origin],
 ) -> dict[str, Source]:
     """
     Reads a named data set or files: `.jsonl`/`.json`, `.csv`, `.tsv`, `.parquet`, or a folder with `metadata.jsonl` (or
@@ -97,18 +108,10 @@ def load_sources(
 
     Args:
         dataset_name (`str`, *optional*): a data set on the Hub, or a folder saved by `DatasetDict.save_to_disk`.
-        dataset_config_name (`str`, *optional*): its configuration.
-        train_file, validation_file, test_file (`str` or `os.PathLike`, *optional*): files or folders, instead of
-            `dataset_name`.
-        image_folder (`str` or `os.PathLike`, *optional*): what relative image paths start from, if not the folder of
-            the file. Images in it may be named by absolute paths too.
-        revision (`str`, *optional*): branch, tag or commit of the data set on the Hub.
-        cache_dir (`str` or `os.PathLike`, *optional*): where `datasets` keeps what it has read.
         load_text_file (`Callable`, *optional*): takes path, split, image folder and cache folder, and reads all other
             text files. Without it they are refused.
         text_endings (`Sequence[str]`, *optional*): files that it reads whatever they hold, such as `.tsv`.
-        allow_outside_paths (`bool`, *optional*, defaults to `False`): whether images may lie outside of the folder of
-            the data and of `image_folder`.
+        origin (*optional*): see [`Origin`].
 
     Returns:
         `dict[str, Source]`: the splits, in the order in which they were given.
@@ -117,59 +120,60 @@ def load_sources(
         `ValueError`: Nothing or too much is given, or a file cannot be read or has no rows.
         `FileNotFoundError`: A file or the image folder does not exist.
     """
-    files = check_one_origin(dataset_name, train_file, validation_file, test_file)
-    cache = None if cache_dir is None else os.fspath(cache_dir)
-    image_base = None if image_folder is None else os.path.abspath(os.path.expanduser(image_folder))
-    if image_base is not None and not os.path.isdir(image_base):
-        raise FileNotFoundError(f"The `image_folder` {image_base} is not a folder.")
-
+    files = given_files(dataset_name, origin)
     if dataset_name is not None:
-        return _load_named(dataset_name, dataset_config_name, revision, image_base, cache, allow_outside_paths)
-    return {
-        split: _load_file(file, split, image_base, cache, load_text_file, text_endings, allow_outside_paths)
-        for split, file in files.items()
-    }
+        return _load_named(dataset_name, origin)
+    return {split: _load_file(file, split, origin, load_text_file, text_endings) for split, file in files.items()}
 
 
-def check_one_origin(
-    dataset_name: str | None,
-    train_file: str | os.PathLike | None,
-    validation_file: str | os.PathLike | None,
-    test_file: str | os.PathLike | None,
-) -> dict[str, str]:
+def given_files(dataset_name: str | None, origin: StreamOrigin) -> dict[str, str]:
     """
     The file of each split that has one.
 
     Raises:
         `ValueError`: Neither a data set nor a file is given, or both are.
     """
-    given = {"train": train_file, "validation": validation_file, "test": test_file}
-    files = {split: os.fspath(file) for split, file in given.items() if file is not None}
+    given = {"train": "train_file", "validation": "validation_file", "test": "test_file"}
+    files = {split: os.fspath(file) for split, name in given.items() if (file := origin.get(name)) is not None}
     if (dataset_name is None) == (not files):
         raise ValueError("Give either `dataset_name` or at least one of `train_file`, `validation_file`, `test_file`.")
     return files
 
 
+def image_base(origin: StreamOrigin) -> str | None:
+    """
+    The whole path of `image_folder`.
+
+    Raises:
+        `FileNotFoundError`: It is not a folder.
+    """
+    folder = origin.get("image_folder")
+    base = None if folder is None else os.path.abspath(os.path.expanduser(folder))
+    if base is not None and not os.path.isdir(base):
+        raise FileNotFoundError(f"The `image_folder` {base} is not a folder.")
+    return base
+
+
 # Reading: what is given -> one `Source` for each split
 
 
-def _load_named(
-    name: str,
-    config: str | None,
-    revision: str | None,
-    image_base: str | None,
-    cache_dir: str | None,
-    allow_outside_paths: bool,
-) -> dict[str, Source]:
+def _load_named(name: str, origin: Origin) -> dict[str, Source]:
+    base, allow_outside_paths = image_base(origin), origin.get("allow_outside_paths", False)
     folder = saved_folder(name)
     if folder is not None:
         loaded = load_from_disk(folder)
-        folders = ImageFolders.of_file(folder, image_base, allow_outside_paths)
+        folders = ImageFolders.of_file(folder, base, allow_outside_paths)
     else:
+        config, revision, cache_dir = origin.get("dataset_config_name"), origin.get("revision"), _cache_dir(origin)
         with uncounted(name):
             loaded = load_dataset(name, config, revision=revision, cache_dir=cache_dir)
-        folders = ImageFolders.of_name(name, image_base, allow_outside_paths, cache_dir)
+        folders = ImageFolders.of_name(name, base, allow_outside_paths, cache_dir)
     return {split: Source(part, f"{split} split of {name}", folders) for split, part in loaded.items()}
+
+
+def _cache_dir(origin: Origin) -> str | None:
+    cache_dir = origin.get("cache_dir")
+    return None if cache_dir is None else os.fspath(cache_dir)
 
 
 def saved_folder(name: str) -> str | None:
@@ -190,23 +194,19 @@ def saved_folder(name: str) -> str | None:
 
 
 def _load_file(
-    file: str,
-    split: str,
-    image_base: str | None,
-    cache_dir: str | None,
-    load_text_file: LoadTextFile | None,
-    text_endings: Sequence[str],
-    allow_outside_paths: bool,
+    file: str, split: str, origin: Origin, load_text_file: LoadTextFile | None, text_endings: Sequence[str]
 ) -> Source:
-    path = data_path(file, split)
+    path, base, cache_dir = data_path(file, split), image_base(origin), _cache_dir(origin)
+    folder = path if os.path.isdir(path) else os.path.dirname(path)
+    where = f"{split} split ({path})"
+    folders = ImageFolders.of_file(folder, base, origin.get("allow_outside_paths", False))
     if os.path.isdir(path):
-        folders = ImageFolders.of_file(path, image_base, allow_outside_paths)
-        return Source(load_from_disk(path), f"{split} split ({path})", folders)
+        return Source(load_from_disk(path), where, folders)
     ending = os.path.splitext(path)[1].lower()
     if os.path.getsize(path) == 0:
         raise ValueError(f"{path} is empty.")
     if load_text_file is not None and ending in text_endings:
-        dataset = load_text_file(path, split, image_base, cache_dir)
+        dataset = load_text_file(path, split, base, cache_dir)
     elif ending in READERS:
         builder, options = READERS[ending]
         dataset = _load_packaged(builder, path, split, cache_dir, **options)
@@ -216,11 +216,10 @@ def _load_file(
             "metadata.jsonl, or saved by `Dataset.save_to_disk`, is read too."
         )
     elif not _looks_binary(path):
-        dataset = load_text_file(path, split, image_base, cache_dir)
+        dataset = load_text_file(path, split, base, cache_dir)
     else:
         raise ValueError(f"{path} is not a text file, and {ending!r} is none of {', '.join(READERS)}.")
-    folders = ImageFolders.of_file(os.path.dirname(path), image_base, allow_outside_paths)
-    source = Source(dataset, f"{split} split ({path})", folders)
+    source = Source(dataset, where, folders)
     if os.path.isdir(os.path.expanduser(file)):
         source.image_columns += ("file_name", "file_names")  # the names that `datasets` gives them in such a folder
     return source

@@ -65,8 +65,8 @@ def load_token_classification_dataset(
         tag_scheme (`str`, *optional*):
             `"IOB1"`, `"IOB2"`, `"BIOES"` or `"BILOU"`. Detected by default.
         origin (*optional*):
-            Files instead of `dataset_name`, and all else that [`~training.sources.load_sources`] takes. For CoNLL files
-            with `IMGID:` lines `image_folder` is the folder with the images, each named after its id.
+            Files instead of `dataset_name`, and all else that says where data is, see [`~training.sources.Origin`]. For
+            CoNLL files with `IMGID:` lines `image_folder` is the folder with the images, each named after its id.
 
     Returns:
         `DatasetDict`: Each split has `tokens` (`List(Value("string"))`), `ner_tags` (`List(ClassLabel)`, IOB2, with the
@@ -124,7 +124,7 @@ def open_token_streams(
         dataset_name, tokens_column (`str`, *optional*):
             As there.
         origin (*optional*):
-            Files instead of `dataset_name`, and all else that [`~training.streams.open_streams`] takes.
+            Files instead of `dataset_name`, see [`~training.sources.StreamOrigin`].
 
     Returns:
         `IterableDatasetDict`: Each split has `tokens` (`List(Value("string"))`) and the other columns as they are.
