@@ -98,17 +98,11 @@ def draw_example(
     import io
 
     import PIL.Image
-    import torch
 
     from vtfusion.app.plotting import plot_entities
+    from vtfusion.training.gate_report import look_into
 
-    batch = processor(text=[tokens], images=[images], return_tensors="pt").to(model.device)
-    with torch.no_grad():
-        outputs = model(**batch, output_fusion_attentions=True)
-    entities = processor.post_process_token_classification(outputs, batch, model.config.id2label)[0]
-    spans = [[entity["words"] for entity in entities]]
-    heatmaps = processor.post_process_grounding(outputs, batch, spans=spans)[0]
-    gates = processor.merge_windows(outputs.fusion_gate, batch)[0][0].tolist()
+    entities, heatmaps, gates = look_into(model, processor, tokens, images)
     figure = plot_entities(tokens, entities, images, heatmaps, gates, title=title)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=100, bbox_inches="tight")
