@@ -154,9 +154,6 @@ def image_base(origin: StreamOrigin) -> str | None:
     return base
 
 
-# Reading: what is given -> one `Source` for each split
-
-
 def _load_named(name: str, origin: Origin) -> dict[str, Source]:
     base, allow_outside_paths = image_base(origin), origin.get("allow_outside_paths", False)
     folder = saved_folder(name)

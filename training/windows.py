@@ -33,7 +33,7 @@ def map_to_windows(
     """
 
     def windows(batch: dict[str, list], indices: list[int]) -> dict[str, list]:
-        encoded = encode({**batch, "row": indices})
+        encoded = encode(batch | {"row": indices})  # columns that are not read stay undecoded
         encoded["row"] = [indices[row] for row in encoded["row"]]
         return {**encoded, "length": [len(ids) for ids in encoded["input_ids"]]}
 
