@@ -3,12 +3,12 @@
 from typing import Any
 
 
-def at(where: str, row: int | None = None, field: str | None = None) -> str:
+def at(where: str = "", row: int | None = None, field: str | None = None) -> str:
     """
     The beginning of a message: ``train split (a.jsonl), row 3, field `tokens` ``.
 
     Args:
-        where (`str`): split and file, or file and line; empty where nobody knows.
+        where (`str`, *optional*): split and file, or file and line.
         row (`int`, *optional*): the row, from 0.
         field (`str`, *optional*): the field or column.
     """

@@ -123,7 +123,7 @@ def decoded_examples(rows: Dataset, on_bad_image: str = "error") -> Iterator[dic
             try:
                 images.append(decode_image(image, allow_paths=True))
             except ValueError as error:
-                skip_bad_image(f"{at('', index, 'images')}: {error}", on_bad_image)
+                skip_bad_image(f"{at(row=index, field='images')}: {error}", on_bad_image)
         yield {**row, "images": images or None}
 
 

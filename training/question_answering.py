@@ -60,17 +60,17 @@ def encode_contexts(
         for row, question, context, given in zip(*fields, strict=True):
             for name, text in (("question", question), ("context", context)):
                 if not isinstance(text, str):
-                    raise ValueError(f"{at('', row, name)}: expected a string, got {text!r}")
+                    raise ValueError(f"{at(row=row, field=name)}: expected a string, got {text!r}")
             answers.append(read_answers(given, context, row))
         questions = tokenizer(batch["question"], add_special_tokens=False, verbose=False)["input_ids"]
         for row, tokens in zip(batch["row"], questions, strict=True):
             # Token 0 stands for "no answer" and must be no part of one. Many language models put nothing like [CLS]
             # before a text; it is then the question's first token, and so the question must have one.
             if not tokens:
-                raise ValueError(f"{at('', row, 'question')}: it is empty, or nothing that the tokenizer knows")
+                raise ValueError(f"{at(row=row, field='question')}: it is empty, or nothing that the tokenizer knows")
             if len(tokens) >= room:
                 raise ValueError(
-                    f"{at('', row, 'question')}: its {len(tokens)} tokens leave no room for the context in a window of "
+                    f"{at(row=row, field='question')}: its {len(tokens)} tokens leave no room for the context in a window of "
                     f"{limit}; raise `max_length`"
                 )
         windows = processor.encode_text(
@@ -104,7 +104,7 @@ def read_answers(answers: Mapping[str, Sequence[Any]] | None, context: str, row:
     Raises:
         ValueError: if an answer is blank or not there.
     """
-    place = at("", row, "answers")
+    place = at(row=row, field="answers")
     if answers is None or len(answers["text"]) != len(answers["answer_start"]):
         raise ValueError(
             f'{place}: expected {{"text": […], "answer_start": […]}}, lists of one length, got {answers!r}'
