@@ -210,7 +210,7 @@ def main(source_args: TokenSourceArguments, args: PairingArguments) -> None:
             labelled = load_token_classification_dataset(
                 args.output_dir,
                 tags_column=source_args.tags_column,
-                label_names=source_args.label_names,
+                labels=source_args.labels,
                 allow_outside_paths=True,
             )
     settings = {**dataclasses.asdict(source_args), **dataclasses.asdict(args)}

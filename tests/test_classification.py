@@ -70,7 +70,7 @@ def test_integers_as_labels_are_named_by_a_flag(tmp_path):
     file = tmp_path / "train.jsonl"
     file.write_text("".join(json.dumps({"text": "a", "label": label}) + "\n" for label in (1, 0, 1)))
     (args,) = HfArgumentParser(ClassificationDataArguments).parse_args_into_dataclasses(
-        ["--train_file", str(file), "--label_names", "dull", "bright"]
+        ["--train_file", str(file), "--labels", "dull", "bright"]
     )
     dataset, problem_type, labels = load_labelled_texts(args)
     assert (problem_type, labels) == (SINGLE, ["dull", "bright"])

@@ -188,11 +188,11 @@ def test_labels_as_integers(load, tmp_path):
     assert (problem_type, names) == (SINGLE, ["-1", "9", "10"])
     assert dataset["train"]["label"][:] == [2, 1, 0]
     # The labels of the trained model: an integer is what it was, not a position in them.
-    dataset, _, names = load(load_classification_dataset, test_file=labelled(9, 10), label_names=["-1", "9", "10"])
+    dataset, _, names = load(load_classification_dataset, test_file=labelled(9, 10), labels=["-1", "9", "10"])
     assert dataset["test"]["label"][:] == [1, 2]
     assert names == ["-1", "9", "10"]
 
-    dataset, _, names = load(load_classification_dataset, labelled(1, 0), label_names=["no", "yes", "maybe"])
+    dataset, _, names = load(load_classification_dataset, labelled(1, 0), labels=["no", "yes", "maybe"])
     assert names == dataset["train"].features["label"].names == ["no", "yes", "maybe"]
     assert dataset["train"]["label"][:] == [1, 0]
 
@@ -207,7 +207,7 @@ def test_labels_as_integers(load, tmp_path):
 def test_labels_of_class_label_in_another_order(load, tmp_path):
     features = Features({"text": Value("string"), "label": ClassLabel(names=["a", "b"])})
     Dataset.from_list(labelled(0, 1), features=features).save_to_disk(tmp_path / "saved")
-    dataset, _, _ = load(load_classification_dataset, tmp_path / "saved", label_names=["b", "a"])
+    dataset, _, _ = load(load_classification_dataset, tmp_path / "saved", labels=["b", "a"])
     assert dataset["train"]["label"][:] == [1, 0]
 
 
@@ -226,13 +226,13 @@ def test_several_labels(load, tmp_path):
     assert dataset["train"].features["label"] == List(Value("float32"))
     assert dataset["train"]["label"][:] == [[0, 0], [1, 1], [0, 1]]
 
-    dataset, _, names = load(load_classification_dataset, labelled([2], [0, 2]), label_names=["x", "y", "z"])
+    dataset, _, names = load(load_classification_dataset, labelled([2], [0, 2]), labels=["x", "y", "z"])
     assert names == ["x", "y", "z"]
     assert dataset["train"]["label"][:] == [[0, 0, 1], [1, 0, 1]]
 
     vectors = labelled([0.0, 1.0, 0.0], [1.0, 1.0, 0.0])
     for given, expected in ((None, ["0", "1", "2"]), (["x", "y", "z"], ["x", "y", "z"])):
-        dataset, problem_type, names = load(load_classification_dataset, vectors, label_names=given)
+        dataset, problem_type, names = load(load_classification_dataset, vectors, labels=given)
         assert (problem_type, names) == (MULTI, expected)
         assert dataset["train"]["label"][:] == [[0, 1, 0], [1, 1, 0]]
 
@@ -266,12 +266,12 @@ def test_a_split_without_labels_is_to_predict(load, tmp_path, caplog):
         assert dataset["test"].features == dataset["train"].features
     assert "has no column for `label_column`: its rows are to predict only" in caplog.text
 
-    dataset, _, names = load(load_classification_dataset, test_file=[{"text": "x"}], label_names=["a", "b"])
+    dataset, _, names = load(load_classification_dataset, test_file=[{"text": "x"}], labels=["a", "b"])
     assert (dataset["test"]["label"][:], names) == ([None], ["a", "b"])
-    with pytest.raises(ValueError, match=r"no row has a label\. Say with `label_names`"):
+    with pytest.raises(ValueError, match=r"no row has a label\. Say with `labels`"):
         load(load_classification_dataset, test_file=[{"text": "x"}])
     with pytest.raises(ValueError, match=r"has no column 'mood' \(`label_column`\)"):
-        load(load_classification_dataset, test_file=[{"text": "x"}], label_names=["a"], label_column="mood")
+        load(load_classification_dataset, test_file=[{"text": "x"}], labels=["a"], label_column="mood")
     with pytest.raises(
         ValueError, match=r"train split .*say with `label_column` which of these columns to read: text"
     ):
@@ -308,8 +308,8 @@ def test_texts_pairs_and_null(load, caplog):
         ([{"text": 3, "label": "a"}], {}, "row 0, field `text`: expected a string, got 3"),
         (labelled("a", None), {}, "row 1, field `label`: expected a label, as in other rows, got None"),
         (labelled("a", " "), {}, "row 1, field `label`: expected a label, as in other rows, got ' '"),
-        (labelled(0, 2), {"label_names": ["a", "b"]}, "row 1, .*: the label is 2, but there are 2 label names"),
-        (labelled("a", "c"), {"label_names": ["a", "b"]}, "row 1: the label 'c' is not among the `label_names`"),
+        (labelled(0, 2), {"labels": ["a", "b"]}, "row 1, .*: the label is 2, but there are 2 label names"),
+        (labelled("a", "c"), {"labels": ["a", "b"]}, "row 1: the label 'c' is not among the `labels`"),
         (labelled(0.5), {"problem_type": SINGLE}, r"expected a label \(a string or an integer\), got 0\.5"),
         (labelled(["a"]), {"problem_type": SINGLE}, r"expected a label \(a string or an integer\), got \['a'\]"),
         (labelled("a b"), {"problem_type": MULTI}, "row 0, field `label`: expected a list of labels, got 'a b'"),
@@ -317,11 +317,11 @@ def test_texts_pairs_and_null(load, caplog):
         (labelled([0, 1, 0, 1]), {}, r"a label stands twice in \[0, 1, 0, 1\].* write them as floats"),
         (labelled([0.0, 1.0], [1.0]), {}, r"row 1, .*: expected 2 numbers, each 0 or 1 for one label, got \[1\.0\]"),
         (labelled([0.0, 0.5]), {}, r"expected 2 numbers, each 0 or 1 for one label, got \[0\.0, 0\.5\]"),
-        (labelled([0.0, 1.0]), {"label_names": ["a"]}, "expected 1 numbers"),
+        (labelled([0.0, 1.0]), {"labels": ["a"]}, "expected 1 numbers"),
         (labelled(0.5, None), {}, "row 1, field `label`: expected a label, as in other rows, got"),
         (labelled("a"), {"problem_type": REGRESSION}, "row 0, field `label`: expected a number, got 'a'"),
-        (labelled(0.5), {"label_names": ["a"]}, "`label_names` are for classes: a regression has none"),
-        (labelled("a"), {"label_names": ["a", "a"]}, "A label stands twice in `label_names`"),
+        (labelled(0.5), {"labels": ["a"]}, "`labels` are for classes: a regression has none"),
+        (labelled("a"), {"labels": ["a", "a"]}, "A label stands twice in `labels`"),
         (labelled("a"), {"problem_type": "ranking"}, "Unknown `problem_type` 'ranking'"),
         (labelled("a"), {"label_column": "text"}, "say with `text_column` and `label_column` which"),
         ([{"body": "a", "label": "x"}], {}, "say with `text_column` which of these columns to read: body, label"),

@@ -142,7 +142,7 @@ def test_what_integers_as_tags_mean_is_told(script, folder, streaming):
         "--streaming",
         streaming,
     ]
-    flags += ["--image_bank", str(folder / "bank"), "--label_names", "O", "B-PER", "B-ORG"]
+    flags += ["--image_bank", str(folder / "bank"), "--labels", "O", "B-PER", "B-ORG"]
     parser = HfArgumentParser((TokenSourceArguments, script.PairingArguments))
     script.main(*parser.parse_args_into_dataclasses(flags))
     report = json.loads((folder / "out" / "pairing_report.json").read_text())

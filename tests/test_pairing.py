@@ -409,10 +409,19 @@ def test_paths_of_a_manifest_that_cannot_be_are_named(texts, bank, tmp_path):
             {"split": "test", "row": 2, "image": "0.png"},
             "line 2, field `row`: there is no row 2 in the test split.* 2 rows",
         ),
-        ({"split": "test", "row": -1, "image": "0.png"}, "line 2: expected the index of a row.*'row', got -1"),
-        ({"split": "test", "row": "one", "image": "0.png"}, "line 2: expected the index .*got 'one'"),
-        ({"split": "test", "row": True, "image": "0.png"}, "line 2: expected the index .*got True"),
-        ({"split": 1, "row": 1, "image": "0.png"}, "line 2: expected the name of a split .*got 1"),
+        (
+            {"split": "test", "row": -1, "image": "0.png"},
+            "line 2, field `row`: expected the index of a row, from 0, got -1",
+        ),
+        (
+            {"split": "test", "row": "one", "image": "0.png"},
+            "line 2, field `row`: expected the index of a row, from 0, got 'one'",
+        ),
+        (
+            {"split": "test", "row": True, "image": "0.png"},
+            "line 2, field `row`: expected the index of a row, from 0, got True",
+        ),
+        ({"split": 1, "row": 1, "image": "0.png"}, "line 2, field `split`: expected the name of a split, got 1"),
         ({"split": "test", "image": "0.png"}, "line 2: give either 'row' or 'id'"),
         ({"row": 1, "id": "a0", "image": "0.png"}, "line 2: give either 'row' or 'id'"),
         ({"id": ["a0"], "image": "0.png"}, "line 2, field `id`: expected a string or an integer"),
@@ -420,7 +429,7 @@ def test_paths_of_a_manifest_that_cannot_be_are_named(texts, bank, tmp_path):
         ({"id": "a0", "split": "test", "image": "0.png"}, "line 2, field `id`: no row of the test split has 'a0'"),
         ({"split": "test", "row": 1}, "line 2, field `image`: it is missing. For a text without a picture write null"),
         ({"id": "a0", "image": 7}, "line 2, field `image`: expected the path of a file or null, got 7"),
-        ({"id": "a0", "image": "http://a.b/c.png"}, "line 2: .*is a URL. Nothing is downloaded"),
+        ({"id": "a0", "image": "http://a.b/c.png"}, "line 2, field `image`: .* is a URL. Nothing is downloaded"),
         (
             {"id": "a0", "image": "0.png", "score": "high"},
             "line 2, field `score`: expected a number, got 'high'",
@@ -450,7 +459,11 @@ def test_bad_manifests_are_named(texts, bank, manifest, tmp_path):
         ("m.jsonl", "{", "line 1: not valid JSON"),
         ("m.csv", "", "line 1: expected a header .* got nothing"),
         ("m.csv", "row,picture\n0,0.png\n", "line 1: expected a header .* got row, picture"),
-        ("m.csv", "split,row,image\ntrain,first,0.png\n", "line 2: expected the index of a row.*got 'first'"),
+        (
+            "m.csv",
+            "split,row,image\ntrain,first,0.png\n",
+            "line 2, field `row`: expected the index of a row, from 0, got 'first'",
+        ),
     ]:
         (tmp_path / name).write_text(content)
         with pytest.raises(ValueError, match=message):

@@ -71,7 +71,7 @@ def test_integers_as_tags_are_named_by_a_flag(tmp_path):
     file.write_text(json.dumps({"tokens": ["in", "Rome"], "ner_tags": [0, 3]}) + "\n")
     names = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]
     (args,) = HfArgumentParser(TokenDataArguments).parse_args_into_dataclasses(
-        ["--train_file", str(file), "--label_names", *names]
+        ["--train_file", str(file), "--labels", *names]
     )
     rows = load_splits(args)["train"]
     assert rows.features["ner_tags"].feature.names == names and rows["ner_tags"][:] == [[0, 3]]

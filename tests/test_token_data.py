@@ -209,7 +209,7 @@ def test_a_hub_name_goes_to_load_dataset(load, monkeypatch, tmp_path):
         return DatasetDict({"train": Dataset.from_list(ROWS), "test": Dataset.from_list(ROWS)})
 
     monkeypatch.setattr("vtfusion.training.sources.load_dataset", load_dataset)
-    dataset = load("someone/ner", "en", revision="v1")
+    dataset = load("someone/ner", dataset_config_name="en", revision="v1")
     assert seen == [(("someone/ner", "en"), {"revision": "v1", "cache_dir": str(tmp_path / "cache")})]
     assert list(dataset) == ["train", "test"]
     assert_is_rows(dataset["test"])
@@ -366,27 +366,25 @@ def test_integer_tags_with_class_label_keep_the_order_of_the_labels(load, tmp_pa
     assert dataset["train"]["ner_tags"][0] == [1, 1, 2]
 
 
-def test_integer_tags_with_label_names(load, tmp_path):
+def test_integer_tags_with_labels(load, tmp_path):
     file = write_jsonl(tmp_path / "a.jsonl", [{"tokens": ["Rome", "x"], "ner_tags": [2, 0]}])
-    with pytest.raises(
-        ValueError, match=r"field `ner_tags`: the tags are integers. Say what they mean with `label_names`"
-    ):
+    with pytest.raises(ValueError, match=r"field `ner_tags`: the tags are integers. Say what they mean with `labels`"):
         load(train_file=file)
-    dataset = load(train_file=file, label_names=["O", "B-PER", "B-LOC"])
+    dataset = load(train_file=file, labels=["O", "B-PER", "B-LOC"])
     assert names(dataset) == ["O", "B-PER", "B-LOC"]
     assert dataset["train"]["ner_tags"][0] == [2, 0]
     with pytest.raises(ValueError, match="row 0, field `ner_tags`, position 0: the tag is 2, but there are 2 label"):
-        load(train_file=file, label_names=["O", "B-PER"])
+        load(train_file=file, labels=["O", "B-PER"])
 
 
-def test_label_names_fix_the_labels_of_string_tags(load, tmp_path):
+def test_labels_fix_the_order_of_string_tags(load, tmp_path):
     file = write_jsonl(tmp_path / "a.jsonl", ROWS)
     order = ["B-PER", "I-PER", "B-LOC", "I-LOC", "O"]
-    dataset = load(train_file=file, label_names=order)
+    dataset = load(train_file=file, labels=order)
     assert names(dataset) == order
     assert dataset["train"]["ner_tags"][0] == [0, 1, 4, 2]
-    with pytest.raises(ValueError, match="row 0: the label 'B-LOC' is not among the `label_names`"):
-        load(train_file=file, label_names=["O", "B-PER", "I-PER"])
+    with pytest.raises(ValueError, match="row 0: the label 'B-LOC' is not among the `labels`"):
+        load(train_file=file, labels=["O", "B-PER", "I-PER"])
 
 
 # Rows and columns

@@ -158,7 +158,7 @@ class SourceArguments:
 
     def source(self) -> dict[str, Any]:
         """The arguments of the task's loader: where the data is, and the names of its columns and labels."""
-        names = [field.name for field in fields(self) if field.name.endswith(("_column", "label_names"))]
+        names = [field.name for field in fields(self) if field.name.endswith(("_column", "labels"))]
         return {**self.origin(), **{name: getattr(self, name) for name in names}}
 
 
@@ -168,7 +168,7 @@ class TokenSourceArguments(SourceArguments):
 
     tokens_column: str | None = field(default=None, metadata={"help": "Column of the words."})
     tags_column: str | None = field(default=None, metadata={"help": "Column of the tags."})
-    label_names: list[str] | None = field(
+    labels: list[str] | None = field(
         default=None,
         metadata={"help": "What integers as tags mean, in order: O B-PER I-PER …; or the order of the labels."},
     )
@@ -227,7 +227,7 @@ class GateDataArguments(TokenDataArguments):
     text_only: bool = field(default=False, init=False)
     image_conditions: list[str] = field(default_factory=lambda: ["true", "none"], init=False)
     max_train_samples: int | None = field(default=None, init=False)
-    label_names: list[str] | None = field(default=None, init=False)  # the model has them
+    labels: list[str] | None = field(default=None, init=False)  # the model has them
 
 
 @dataclass
@@ -237,7 +237,7 @@ class ClassificationDataArguments(DataArguments):
     text_column: str | None = field(default=None, metadata={"help": "Column of the text."})
     text_pair_column: str | None = field(default=None, metadata={"help": "Column of a second text, if there is one."})
     label_column: str | None = field(default=None, metadata={"help": "Column of the label, labels or number."})
-    label_names: list[str] | None = field(
+    labels: list[str] | None = field(
         default=None,
         metadata={"help": "The labels in order, and what integers as labels mean. By default the data tells."},
     )

@@ -31,8 +31,8 @@ def load_labelled_texts(
     source = data_args.source()
     label_names, problem_type = trained_labels(data_args, model_name_or_path, model_revision)
     problem_type = data_args.problem_type or problem_type
-    if data_args.label_names is None and problem_type != REGRESSION:
-        source["label_names"] = label_names
+    if data_args.labels is None and problem_type != REGRESSION:
+        source["labels"] = label_names
     dataset, problem_type, names = load_classification_dataset(**source, problem_type=problem_type)
     return limit_rows(dataset, data_args), problem_type, names
 

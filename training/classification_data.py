@@ -43,7 +43,7 @@ def load_classification_dataset(
     text_pair_column: str | None = None,
     label_column: str | None = None,
     image_column: str | None = None,
-    label_names: Sequence[str] | None = None,
+    labels: Sequence[str] | None = None,
     problem_type: str | None = None,
     **origin: Unpack[Origin],
 ) -> tuple[DatasetDict, str, list[str]]:
@@ -63,7 +63,7 @@ def load_classification_dataset(
             for each label that applies and 0 for the others; a float for regression. In a CSV file a list stands as
             JSON. Found by itself if it is called `label`, `labels`, `sentiment`, `class` or `intent`. Splits other
             than `train` may do without, for instance those to predict.
-        label_names (`Sequence[str]`, *optional*):
+        labels (`Sequence[str]`, *optional*):
             The labels and their order, for instance those of a trained model, and what integers mean where the file
             does not say. Not for regression.
         problem_type (`str`, *optional*):
@@ -79,7 +79,7 @@ def load_classification_dataset(
         split has `text`, `text_pair` if there is one, `label` (`ClassLabel`; for several labels
         `List(Value("float32"))` with a 0 or 1 for each; for regression `Value("float32")`; `None` in a split that has
         no labels), `images` (`List(Image(decode=False))`, `None` for a row without; only if any split has images) and
-        the other columns as they were. The labels of a `ClassLabel` and of `label_names` keep their order; others are
+        the other columns as they were. The labels of a `ClassLabel` and of `labels` keep their order; others are
         sorted, by value if they are all integers. A label that does not occur in the training split is reported by a
         warning.
 
@@ -99,17 +99,17 @@ def load_classification_dataset(
     """
     if problem_type is not None and problem_type not in _PROBLEM_TYPES:
         raise ValueError(f"Unknown `problem_type` {problem_type!r}. Known ones: {', '.join(_PROBLEM_TYPES)}.")
-    if label_names is not None and len(set(label_names)) < len(label_names):
-        raise ValueError(f"A label stands twice in `label_names`: {', '.join(label_names)}.")
+    if labels is not None and len(set(labels)) < len(labels):
+        raise ValueError(f"A label stands twice in `labels`: {', '.join(labels)}.")
     sources = load_sources(dataset_name, **origin)
     columns = find_targets("label_column", label_column, _LABEL_COLUMNS, sources)
     firsts = {split: first_value(source, columns[split]) for split, source in sources.items()}
     problem_type = problem_type or _infer_problem_type(firsts)
-    if problem_type == REGRESSION and label_names is not None:
-        raise ValueError("`label_names` are for classes: a regression has none.")
+    if problem_type == REGRESSION and labels is not None:
+        raise ValueError("`labels` are for classes: a regression has none.")
 
-    names = None if label_names is None else list(label_names)
-    forms = _label_forms(sources, columns, firsts, names)
+    given = None if labels is None else list(labels)
+    forms = _label_forms(sources, columns, firsts, given)
     texts: dict[str, Dataset] = {}
     used: dict[str, set[str]] = {}
     for split, source in sources.items():
@@ -117,11 +117,11 @@ def load_classification_dataset(
     unpaired = [split for split, text in texts.items() if "text_pair" not in text.column_names]
     if unpaired and len(unpaired) < len(texts):
         raise ValueError(f"{sources[unpaired[0]].where} has no column `text_pair`, but other splits have.")
-    labels: list[str] = []
+    names: list[str] = []
     if problem_type != REGRESSION:
-        declared = _declared_labels(forms.values()) if names is None else names
-        texts, labels = _to_labels(texts, sources, declared, names is not None, problem_type == MULTI)
-    return join_columns(sources, texts, used, image_column), problem_type, labels
+        declared = _declared_labels(forms.values()) if given is None else given
+        texts, names = _to_labels(texts, sources, declared, given is not None, problem_type == MULTI)
+    return join_columns(sources, texts, used, image_column), problem_type, names
 
 
 def _infer_problem_type(firsts: Mapping[str, Any]) -> str:
@@ -297,7 +297,7 @@ def _to_labels(
         labels = [*declared, *(sorted(new, key=int) if _are_integers(new) else sorted(new))]
     if not labels:
         raise ValueError(
-            f"{next(iter(sources.values())).where}: no row has a label. Say with `label_names` what the labels are."
+            f"{next(iter(sources.values())).where}: no row has a label. Say with `labels` what the labels are."
         )
     converted = {}
     for split, text in texts.items():
@@ -328,7 +328,7 @@ def _label_targets(
     for row, names in zip(indices, batch["label"], strict=True):
         unknown = [name for name in names or [] if name not in index_of]
         if unknown:
-            raise ValueError(f"{at(where, row)}: the label {unknown[0]!r} is not among the `label_names`.")
+            raise ValueError(f"{at(where, row)}: the label {unknown[0]!r} is not among the `labels`.")
         if names is None:
             targets.append(None)
         elif several:

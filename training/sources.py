@@ -133,8 +133,9 @@ def given_files(dataset_name: str | None, origin: StreamOrigin) -> dict[str, str
     Raises:
         `ValueError`: Neither a data set nor a file is given, or both are.
     """
-    given = {"train": "train_file", "validation": "validation_file", "test": "test_file"}
-    files = {split: os.fspath(file) for split, name in given.items() if (file := origin.get(name)) is not None}
+    train, validation, test = origin.get("train_file"), origin.get("validation_file"), origin.get("test_file")
+    given = {"train": train, "validation": validation, "test": test}
+    files = {split: os.fspath(file) for split, file in given.items() if file is not None}
     if (dataset_name is None) == (not files):
         raise ValueError("Give either `dataset_name` or at least one of `train_file`, `validation_file`, `test_file`.")
     return files

@@ -36,8 +36,8 @@ def load_splits(
         `DatasetDict`: see [`load_token_classification_dataset`].
     """
     source = data_args.source()
-    if data_args.label_names is None:
-        source["label_names"], _ = trained_labels(data_args, model_name_or_path, model_revision)
+    if data_args.labels is None:
+        source["labels"], _ = trained_labels(data_args, model_name_or_path, model_revision)
     return limit_rows(load_token_classification_dataset(**source), data_args)
 
 

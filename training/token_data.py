@@ -32,7 +32,7 @@ def load_token_classification_dataset(
     tokens_column: str | None = None,
     tags_column: str | None = None,
     image_column: str | None = None,
-    label_names: Sequence[str] | None = None,
+    labels: Sequence[str] | None = None,
     tag_scheme: str | None = None,
     **origin: Unpack[Origin],
 ) -> DatasetDict:
@@ -59,7 +59,7 @@ def load_token_classification_dataset(
             Column with the image or the list of images of a row: a path, `{"bytes", "path"}`, or an `Image` feature.
             Null, `""` and an empty list mean no image. Found by itself if it is called `images` or `image`. A path
             may be relative or absolute; URLs are refused.
-        label_names (`Sequence[str]`, *optional*):
+        labels (`Sequence[str]`, *optional*):
             What the integers in the tags column mean, where the file does not say. For tags that are strings: the
             labels and their order, for instance those of a trained model.
         tag_scheme (`str`, *optional*):
@@ -72,7 +72,7 @@ def load_token_classification_dataset(
         `DatasetDict`: Each split has `tokens` (`List(Value("string"))`), `ner_tags` (`List(ClassLabel)`, IOB2, with the
         same labels in the same order in all splits), `images` (`List(Image(decode=False))`, `None` for a row without;
         only if any split has images), and the other columns as they were. `O` and the labels of a `ClassLabel` or of
-        `label_names` keep their order; else the entity types are sorted. A stray `I-` (see
+        `labels` keep their order; else the entity types are sorted. A stray `I-` (see
         [`~training.tags.find_stray_inside_tags`]) and labels that do not occur in the training split are reported by a
         warning and kept.
 
@@ -95,18 +95,18 @@ def load_token_classification_dataset(
     sources = load_sources(dataset_name, load_text_file=_load_conll, text_endings=_CONLL_ENDINGS, **origin)
     texts: dict[str, Dataset] = {}
     used: dict[str, set[str]] = {}
-    declared: list[str] = [] if label_names is None else list(label_names)
+    declared: list[str] = [] if labels is None else list(labels)
     for split, source in sources.items():
         tokens, tags = find_columns(
             source,
             {"tokens_column": (tokens_column, _TOKENS_COLUMNS), "tags_column": (tags_column, TAGS_COLUMNS)},
         )
         class_names = class_label_names(source.dataset.features[tags])
-        if label_names is None and class_names is not None:
+        if labels is None and class_names is not None:
             declared += [name for name in class_names if name not in declared]
-        texts[split] = _read_texts(source, tokens, tags, class_names or label_names)
+        texts[split] = _read_texts(source, tokens, tags, class_names or labels)
         used[split] = {tokens, tags}
-    texts = _to_class_labels(texts, sources, declared, fixed=label_names is not None, scheme=tag_scheme)
+    texts = _to_class_labels(texts, sources, declared, fixed=labels is not None, scheme=tag_scheme)
     return join_columns(sources, texts, used, image_column)
 
 
@@ -295,7 +295,7 @@ def _read_texts(source: Source, tokens: str, tags: str, names: Sequence[str] | N
     feature = source.dataset.features[tags]
     if class_label_names(feature) is None and _holds_integers(feature) and not names:
         raise ValueError(
-            f"{at(source.where, field=tags)}: the tags are integers. Say what they mean with `label_names`, in order, as "
+            f"{at(source.where, field=tags)}: the tags are integers. Say what they mean with `labels`, in order, as "
             "in O B-PER I-PER."
         )
     return map_columns(
@@ -371,7 +371,7 @@ def _tag_names(tags: list, names: list[str] | None, place: str) -> list[str]:
             if names is None:
                 raise ValueError(
                     f"{place}, position {position}: the tag is the integer {tag}. Say what integers mean with "
-                    "`label_names`."
+                    "`labels`."
                 )
             if not 0 <= tag < len(names):
                 raise ValueError(
@@ -477,5 +477,5 @@ def _label_indices(
         except ValueError as error:
             raise ValueError(f"{where}, {error}") from None
         except KeyError as error:
-            raise ValueError(f"{at(where, row)}: the label {error} is not among the `label_names`.") from None
+            raise ValueError(f"{at(where, row)}: the label {error} is not among the `labels`.") from None
     return {"ner_tags": rows}

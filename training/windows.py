@@ -83,7 +83,7 @@ def gather_windows(
     data = {}
     if image_keys is not None:
         data["image_mask"] = torch.tensor([[int(bool(image_keys[row]))] for row in row_of_window])
-    padded = {}
+    padded: dict[str, Any] = {}
     for name, windows in places.items():
         padded[name] = np.full((len(windows), length, *np.shape(windows[0])[1:]), -1)
         for place, values in zip(padded[name], windows, strict=True):
