@@ -25,7 +25,7 @@ from transformers import AutoConfig
 from ..images_vtfusion import decode_image
 from ..pipeline_vtfusion import VTFusionPipeline
 from ..training.prediction import decoded_examples, load_examples, load_pipeline
-from ..training.sample_data import draw_picture, drawing_styles
+from ..training.sample_pictures import draw_picture, drawing_styles
 from . import demo_page
 from .demo_page import Reading
 

@@ -93,7 +93,7 @@ def make_embedder(args: ScaleArguments) -> Any:
     """A random BERT of one layer that reads syllables."""
     from transformers import BertConfig, BertModel, BertTokenizerFast, set_seed
 
-    from vtfusion.training.retrieval import Embedder
+    from vtfusion.training.bank_search import Embedder
 
     set_seed(0)
     pieces = [*_SYLLABLES, *(f"##{syllable}" for syllable in _SYLLABLES)]
@@ -118,10 +118,10 @@ def run(strategy: str, args: ScaleArguments, folder: Path) -> dict[str, Any]:
     from datasets import DatasetDict, IterableDatasetDict, load_from_disk
 
     from vtfusion.app.contact_sheet import contact_sheet_html, draw_sheet_rows
+    from vtfusion.training.bank_search import ImageRetriever
     from vtfusion.training.image_bank import BankImage, ImageBank
     from vtfusion.training.pairing import pair_by_lexicon, pair_by_retrieval, save_paired_dataset
     from vtfusion.training.pairing_report import coverage_report
-    from vtfusion.training.retrieval import ImageRetriever
     from vtfusion.training.versions import package_versions
 
     texts: Any = DatasetDict({"train": load_from_disk(str(folder / "texts"))})

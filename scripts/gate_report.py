@@ -39,11 +39,11 @@ def main(args: GateArguments, data_args: GateDataArguments) -> Any:
     from vtfusion import VTFusionForTokenClassification, VTFusionProcessor
     from vtfusion.app.gate_page import gate_page
     from vtfusion.training.collator import FusionCollator
-    from vtfusion.training.fine_tuning import with_image_keys
     from vtfusion.training.gate_report import choose_examples, summarize_usage, word_usage
     from vtfusion.training.images import apply_condition, prepare_images
     from vtfusion.training.token_classification import WordEvaluator, encode_windows, load_splits
     from vtfusion.training.trainer import VTFusionTrainer
+    from vtfusion.training.windows import with_image_keys
 
     training_args = VTFusionTrainingArguments(
         output_dir=args.output_dir, per_device_eval_batch_size=args.per_device_eval_batch_size, use_cpu=args.use_cpu
@@ -99,17 +99,11 @@ def draw_example(
     import io
 
     import PIL.Image
-    import torch
 
     from vtfusion.app.plotting import plot_entities
+    from vtfusion.training.gate_report import look_into
 
-    batch = processor(text=[tokens], images=[images], return_tensors="pt").to(model.device)
-    with torch.no_grad():
-        outputs = model(**batch, output_fusion_attentions=True)
-    entities = processor.post_process_token_classification(outputs, batch, model.config.id2label)[0]
-    spans = [[entity["words"] for entity in entities]]
-    heatmaps = processor.post_process_grounding(outputs, batch, spans=spans)[0]
-    gates = processor.merge_windows(outputs.fusion_gate, batch)[0][0].tolist()
+    entities, heatmaps, gates = look_into(model, processor, tokens, images)
     figure = plot_entities(tokens, entities, images, heatmaps, gates, title=title)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=100, bbox_inches="tight")

@@ -160,11 +160,11 @@ def main(source_args: TokenSourceArguments, args: PairingArguments) -> None:
 
     from vtfusion.app.contact_sheet import contact_sheet_html, draw_sheet_rows, plot_contact_sheet, sheet_note
     from vtfusion.training import pairing
-    from vtfusion.training.data import TAGS_COLUMNS, load_token_classification_dataset, open_token_streams
+    from vtfusion.training.bank_search import Embedder, ImageRetriever
     from vtfusion.training.files import write_whole
     from vtfusion.training.image_bank import ImageBank
     from vtfusion.training.pairing_report import coverage_report, label_analysis, pairing_markdown
-    from vtfusion.training.retrieval import Embedder, ImageRetriever
+    from vtfusion.training.token_data import TAGS_COLUMNS, load_token_classification_dataset, open_token_streams
     from vtfusion.training.versions import package_versions
 
     started = time.perf_counter()
@@ -208,7 +208,10 @@ def main(source_args: TokenSourceArguments, args: PairingArguments) -> None:
         labelled = paired = load_from_disk(args.output_dir)
         if source_args.tags_column or set(TAGS_COLUMNS) & set(next(iter(paired.values())).column_names):
             labelled = load_token_classification_dataset(
-                args.output_dir, tags_column=source_args.tags_column, allow_outside_paths=True
+                args.output_dir,
+                tags_column=source_args.tags_column,
+                labels=source_args.labels,
+                allow_outside_paths=True,
             )
     settings = {**dataclasses.asdict(source_args), **dataclasses.asdict(args)}
     report: dict[str, Any] = {

@@ -122,9 +122,8 @@ def draw_heatmaps(
     Draws the first rows that only a picture decides, and counts on a sample how often the peak of a name's attention
     lies on the drawn thing.
     """
-    import torch
-
     from vtfusion.app.plotting import plot_entities
+    from vtfusion.training.gate_report import look_into
 
     folder.mkdir(parents=True, exist_ok=True)
     rows = [i for i, kind in enumerate(dataset["kind"]) if kind in ("ambiguous", "several_images")][:sample]
@@ -133,13 +132,7 @@ def draw_heatmaps(
     hits, names, chance = 0, 0, 0.0
     for index in rows:
         row = dataset[index]
-        batch = processor(text=[row["tokens"]], images=[row["images"]], return_tensors="pt")
-        with torch.no_grad():
-            outputs = model(**batch, output_fusion_attentions=True)
-        entities = processor.post_process_token_classification(outputs, batch, model.config.id2label)[0]
-        heatmaps = processor.post_process_grounding(outputs, batch, spans=[[entity["words"] for entity in entities]])[
-            0
-        ]
+        entities, heatmaps, gates = look_into(model, processor, row["tokens"], row["images"])
         for entity in entities:
             maps = [heat for heat in heatmaps if heat["words"] == entity["words"]]
             best = max(maps, key=lambda heat: float(heat["heatmap"].max()))
@@ -153,10 +146,7 @@ def draw_heatmaps(
             chance += sum((b[2] - b[0]) * (b[3] - b[1]) for b in row["boxes"]) / len(row["boxes"])
             names += 1
         if index in drawn:
-            gates = processor.merge_windows(outputs.fusion_gate, batch)[0][0]
-            figure = plot_entities(
-                row["tokens"], entities, row["images"], heatmaps, gates.tolist(), title="synthetic test row"
-            )
+            figure = plot_entities(row["tokens"], entities, row["images"], heatmaps, gates, title="synthetic test row")
             figure.savefig(folder / f"row-{index:04d}.png", dpi=110, bbox_inches="tight")
     return {"names": names, "peak_in_box": hits / max(names, 1), "chance": chance / max(names, 1)}
 

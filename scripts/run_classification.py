@@ -29,6 +29,7 @@ from vtfusion.training.arguments import (
     AblationArguments,
     ClassificationDataArguments,
     ModelArguments,
+    RunArguments,
     VTFusionTrainingArguments,
 )
 
@@ -39,9 +40,10 @@ def run(
     """One training with its tests."""
     from vtfusion import VTFusionForSequenceClassification
     from vtfusion.training.classification import TextEvaluator, encode_labelled_texts, load_labelled_texts
-    from vtfusion.training.fine_tuning import by_length, fine_tune, start_run
+    from vtfusion.training.fine_tuning import fine_tune, start_run
     from vtfusion.training.images import prepare_images
     from vtfusion.training.loading import load_model
+    from vtfusion.training.windows import by_length
 
     start_run(training_args)
     with training_args.main_process_first(desc="loading the data"):
@@ -68,9 +70,8 @@ def run(
         for split, rows in dataset.items()
         if split != "train"
     }
-    return fine_tune(
-        model, processor, windows, evaluators, images, model_args, data_args, training_args, "text-classification"
-    )
+    run_args = RunArguments("text-classification", model_args, data_args, training_args)
+    return fine_tune(model, processor, images, windows, evaluators, run_args)
 
 
 def ablate(

@@ -34,6 +34,7 @@ from vtfusion.training.arguments import (
     GenerationArguments,
     GenerationDataArguments,
     GenerationModelArguments,
+    RunArguments,
     VTFusionTrainingArguments,
 )
 
@@ -48,7 +49,7 @@ def run(
     from vtfusion.app.generation_page import write_generation_page
     from vtfusion.training.fine_tuning import (
         Evaluator,
-        early_stopping,
+        build_trainer,
         start_run,
         test_conditions,
         train_model,
@@ -76,35 +77,25 @@ def run(
         split: encode_prompts(rows, processor, image_keys[split], template, data_args.num_proc)
         for split, rows in dataset.items()
     }
-    if "validation" not in windows:
-        training_args.eval_strategy, training_args.load_best_model_at_end = "no", False
     # the logits of a whole vocabulary are not gathered
     training_args.prediction_loss_only = True
     collator = PromptCollator(processor, store, cache)
-    trainer = VTFusionTrainer(
-        model=model,
-        args=training_args,
-        data_collator=collator,
-        train_dataset=windows.get("train"),
-        eval_dataset=windows.get("validation"),
-        processing_class=processor,
-        callbacks=early_stopping(training_args),
-    )
+    trainer = build_trainer(VTFusionTrainer, model, processor, collator, windows, training_args)
     results: dict[str, Any] = train_model(trainer) if "train" in windows else {}
     model.to(training_args.device)
+    run_args = RunArguments("image-text-to-text", model_args, data_args, training_args)
     evaluators: dict[str, Evaluator] = {}
     for split, rows in dataset.items():
         if split == "train":
             continue
         generate = Generator(trainer, processor, collator, rows, template, generation_args)
         evaluators[split] = ResponseEvaluator(rows, generate.prompts, generation_args.metric)
-        tested = test_conditions(generate, windows, {split: evaluators[split]}, image_keys, data_args, training_args)
-        results |= tested
+        results |= test_conditions(generate, windows, {split: evaluators[split]}, image_keys, run_args)
     write_results(results, training_args)
     if "test" in dataset and training_args.process_index == 0:
         write_generation_page(training_args.output_dir, image_keys["test"], store)
     if "train" in windows:
-        write_card(model.config, results, evaluators, "image-text-to-text", model_args, data_args, training_args)
+        write_card(model.config, results, evaluators, run_args)
     if training_args.push_to_hub:
         trainer.push_to_hub()
     return results

@@ -30,6 +30,7 @@ from transformers import HfArgumentParser
 from vtfusion.training.arguments import (
     AblationArguments,
     ModelArguments,
+    RunArguments,
     TokenDataArguments,
     VTFusionTrainingArguments,
 )
@@ -40,10 +41,11 @@ def run(
 ) -> dict[str, Any]:
     """One training with its tests."""
     from vtfusion import VTFusionForTokenClassification
-    from vtfusion.training.fine_tuning import by_length, fine_tune, start_run
+    from vtfusion.training.fine_tuning import fine_tune, start_run
     from vtfusion.training.images import prepare_images
     from vtfusion.training.loading import load_model
     from vtfusion.training.token_classification import WordEvaluator, encode_windows, load_splits
+    from vtfusion.training.windows import by_length
 
     start_run(training_args)
     with training_args.main_process_first(desc="loading the data"):
@@ -61,9 +63,8 @@ def run(
     evaluators = {
         split: WordEvaluator(rows, windows[split], processor) for split, rows in dataset.items() if split != "train"
     }
-    return fine_tune(
-        model, processor, windows, evaluators, images, model_args, data_args, training_args, "token-classification"
-    )
+    run_args = RunArguments("token-classification", model_args, data_args, training_args)
+    return fine_tune(model, processor, images, windows, evaluators, run_args)
 
 
 def ablate(

@@ -19,7 +19,7 @@ from typing import Any
 
 from transformers import HfArgumentParser
 
-from vtfusion.training.arguments import ModelArguments, TokenDataArguments
+from vtfusion.training.arguments import ModelArguments, RunArguments, TokenDataArguments, VTFusionTrainingArguments
 
 
 @dataclass
@@ -49,11 +49,9 @@ def main(model_args: ModelArguments, data_args: TokenDataArguments, args: LoopAr
     from transformers.utils import logging
 
     from vtfusion import VTFusionForTokenClassification
-    from vtfusion.training.arguments import VTFusionTrainingArguments
     from vtfusion.training.collator import FusionCollator
     from vtfusion.training.files import replaced_whole
     from vtfusion.training.fine_tuning import (
-        by_length,
         named_writing,
         remove_results,
         start_run,
@@ -66,11 +64,13 @@ def main(model_args: ModelArguments, data_args: TokenDataArguments, args: LoopAr
     from vtfusion.training.lora import merge_lora
     from vtfusion.training.token_classification import WordEvaluator, encode_windows, load_splits
     from vtfusion.training.trainer import parameter_groups
+    from vtfusion.training.windows import by_length
 
     # What the shared functions ask: device, processes, seed and folder. It sets up the processes, so it comes first.
     training_args = VTFusionTrainingArguments(output_dir=args.output_dir, seed=args.seed)
     start_run(training_args)
-    dataset = load_splits(data_args, model_args.model_name_or_path, model_args.model_revision)
+    with training_args.main_process_first(desc="loading the data"):
+        dataset = load_splits(data_args, model_args.model_name_or_path, model_args.model_revision)
     label_names = next(iter(dataset.values())).features["ner_tags"].feature.names
     model, processor = load_model(VTFusionForTokenClassification, model_args, label_names)
     processor.decoding = data_args.decoding or processor.decoding
@@ -159,8 +159,9 @@ def main(model_args: ModelArguments, data_args: TokenDataArguments, args: LoopAr
         with named_writing(args.output_dir), replaced_whole(args.output_dir, "config.json") as folder:
             trained.save_pretrained(folder)
             processor.save_pretrained(folder)
-    results |= test_conditions(predict, windows, evaluators, image_keys, data_args, training_args)
-    write_card(trained.config, results, evaluators, "token-classification", model_args, data_args, training_args)
+    run_args = RunArguments("token-classification", model_args, data_args, training_args)
+    results |= test_conditions(predict, windows, evaluators, image_keys, run_args)
+    write_card(trained.config, results, evaluators, run_args)
     write_results(results, training_args)
     return results
 

@@ -32,6 +32,7 @@ from vtfusion.training.arguments import (
     CaptionDataArguments,
     ModelArguments,
     PretrainingArguments,
+    RunArguments,
     VTFusionTrainingArguments,
     random_order,
 )
@@ -51,7 +52,7 @@ def run(
         open_caption_streams,
         prepare_captions,
     )
-    from vtfusion.training.fine_tuning import early_stopping, start_run, train_model, write_results
+    from vtfusion.training.fine_tuning import build_trainer, start_run, train_model, write_results
     from vtfusion.training.images import ImageStore, prepare_images
     from vtfusion.training.model_card import Score, write_model_card
     from vtfusion.training.pretraining import ImageTextTrainer, load_pretraining_model, masked_part
@@ -77,17 +78,7 @@ def run(
         seed=training_args.seed,
         on_bad_image=data_args.on_bad_image,
     )
-    if "validation" not in rows:
-        training_args.eval_strategy, training_args.load_best_model_at_end = "no", False
-    trainer = ImageTextTrainer(
-        model=model,
-        args=training_args,
-        data_collator=collator,
-        train_dataset=rows.get("train"),
-        eval_dataset=rows.get("validation"),
-        processing_class=processor,
-        callbacks=early_stopping(training_args),
-    )
+    trainer = build_trainer(ImageTextTrainer, model, processor, collator, rows, training_args)
     results: dict[str, Any] = train_model(trainer) if "train" in rows else {}
     for name, split in rows.items():
         if name == "train":
@@ -106,7 +97,8 @@ def run(
             if name != "train"
             for metric, value in results[name].items()
         ]
-        write_model_card(model.config, results, figures, "fill-mask", model_args, data_args, training_args)
+        run_args = RunArguments("fill-mask", model_args, data_args, training_args)
+        write_model_card(model.config, results, figures, run_args)
     write_results(results, training_args)
     if training_args.push_to_hub:
         trainer.push_to_hub()

@@ -30,6 +30,7 @@ from vtfusion.training.arguments import (
     AblationArguments,
     ModelArguments,
     QuestionDataArguments,
+    RunArguments,
     VTFusionTrainingArguments,
 )
 
@@ -39,10 +40,11 @@ def run(
 ) -> dict[str, Any]:
     """One training with its tests."""
     from vtfusion import VTFusionForQuestionAnswering
-    from vtfusion.training.fine_tuning import by_length, fine_tune, start_run
+    from vtfusion.training.fine_tuning import fine_tune, start_run
     from vtfusion.training.images import prepare_images
     from vtfusion.training.loading import load_model
-    from vtfusion.training.question_answering import QuestionEvaluator, encode_question_windows, load_contexts
+    from vtfusion.training.question_answering import QuestionEvaluator, encode_contexts, load_contexts
+    from vtfusion.training.windows import by_length
 
     start_run(training_args)
     with training_args.main_process_first(desc="loading the data"):
@@ -51,7 +53,7 @@ def run(
     images = prepare_images(dataset, model, processor, data_args, training_args)
     windows = by_length(
         {
-            split: encode_question_windows(rows, processor, images.keys[split], data_args.num_proc)
+            split: encode_contexts(rows, processor, images.keys[split], data_args.num_proc)
             for split, rows in dataset.items()
         }
     )
@@ -70,9 +72,8 @@ def run(
         for split, rows in dataset.items()
         if split != "train"
     }
-    return fine_tune(
-        model, processor, windows, evaluators, images, model_args, data_args, training_args, "question-answering"
-    )
+    run_args = RunArguments("question-answering", model_args, data_args, training_args)
+    return fine_tune(model, processor, images, windows, evaluators, run_args)
 
 
 def ablate(

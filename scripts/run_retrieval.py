@@ -30,6 +30,7 @@ from vtfusion.training.arguments import (
     CaptionDataArguments,
     ModelArguments,
     RetrievalArguments,
+    RunArguments,
     VTFusionTrainingArguments,
     random_order,
 )
@@ -44,7 +45,7 @@ def run(
     """One training with its tests."""
     from vtfusion import VTFusionForImageTextRetrieval
     from vtfusion.training.captions import CaptionCollator, load_captioned_images, prepare_captions
-    from vtfusion.training.fine_tuning import early_stopping, start_run, train_model, write_results
+    from vtfusion.training.fine_tuning import build_trainer, start_run, train_model, write_results
     from vtfusion.training.image_text_retrieval import RetrievalSplit, RetrievalTrainer, recall_report, write_retrieval
     from vtfusion.training.images import prepare_images
     from vtfusion.training.loading import load_model
@@ -57,17 +58,8 @@ def run(
     image_keys, store, cache = prepare_images(dataset, model, processor, data_args, training_args)
     rows = prepare_captions(dataset, processor, image_keys, data_args, training_args, keep_without_image=False)
     splits = {name: RetrievalSplit.from_dataset(part) for name, part in rows.items() if name != "train"}
-    if "validation" not in splits:
-        training_args.eval_strategy, training_args.load_best_model_at_end = "no", False
-    trainer = RetrievalTrainer(
-        model=model,
-        args=training_args,
-        data_collator=CaptionCollator(processor, store, cache, seed=training_args.seed),
-        train_dataset=rows.get("train"),
-        eval_dataset=splits.get("validation"),
-        processing_class=processor,
-        callbacks=early_stopping(training_args),
-    )
+    collator = CaptionCollator(processor, store, cache, seed=training_args.seed)
+    trainer = build_trainer(RetrievalTrainer, model, processor, collator, {**rows, **splits}, training_args)
     results: dict[str, Any] = train_model(trainer) if "train" in rows else {}
     # A matching score that is not learned ranks nothing.
     top_k = retrieval_args.rerank_top_k if model.config.matching_loss_weight > 0 else 0
@@ -90,8 +82,8 @@ def run(
             for metric, value in scores.items()
             if metric.startswith("recall")
         ]
-        task = "zero-shot-image-classification"
-        write_model_card(model.config, results, figures, task, model_args, data_args, training_args)
+        run_args = RunArguments("zero-shot-image-classification", model_args, data_args, training_args)
+        write_model_card(model.config, results, figures, run_args)
     write_results(results, training_args)
     if training_args.push_to_hub:
         trainer.push_to_hub()

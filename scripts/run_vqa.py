@@ -29,6 +29,7 @@ from vtfusion.training.arguments import (
     AblationArguments,
     AnswerDataArguments,
     ModelArguments,
+    RunArguments,
     VTFusionTrainingArguments,
 )
 
@@ -38,10 +39,11 @@ def run(
 ) -> dict[str, Any]:
     """One training with its tests."""
     from vtfusion import VTFusionForVisualQuestionAnswering
-    from vtfusion.training.fine_tuning import by_length, fine_tune, start_run
+    from vtfusion.training.fine_tuning import fine_tune, start_run
     from vtfusion.training.images import prepare_images
     from vtfusion.training.loading import load_model
     from vtfusion.training.visual_question_answering import AnswerEvaluator, encode_questions, load_questions
+    from vtfusion.training.windows import by_length
 
     start_run(training_args)
     with training_args.main_process_first(desc="loading the data"):
@@ -65,17 +67,8 @@ def run(
         for split, rows in dataset.items()
         if split != "train"
     }
-    return fine_tune(
-        model,
-        processor,
-        windows,
-        evaluators,
-        images,
-        model_args,
-        data_args,
-        training_args,
-        "visual-question-answering",
-    )
+    run_args = RunArguments("visual-question-answering", model_args, data_args, training_args)
+    return fine_tune(model, processor, images, windows, evaluators, run_args)
 
 
 def ablate(

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from vtfusion.training.arguments import CaptionDataArguments
 from vtfusion.training.captions import open_caption_streams
-from vtfusion.training.data import _stream_conll, load_token_classification_dataset, open_token_streams
+from vtfusion.training.classification_data import load_classification_dataset
 from vtfusion.training.tags import find_stray_inside_tags, split_tag, to_iob2
-from vtfusion.training.text_data import load_classification_dataset
+from vtfusion.training.token_data import _stream_conll, load_token_classification_dataset, open_token_streams
 
 WORDS, TAGS = [["Anna", "Lee"], ["Rome"]], [["B-PER", "I-PER"], ["B-LOC"]]
 ROWS = [{"tokens": words, "ner_tags": tags} for words, tags in zip(WORDS, TAGS, strict=True)]
@@ -82,13 +82,13 @@ def test_ways_to_write_the_same_columns(tmp_path, text):
         (
             "a.jsonl",
             JSONL + JSONL.replace("Anna", "\\ud83d"),
-            r"a\.jsonl, line 3, field 'tokens': half of a character",
+            r"a\.jsonl, line 3, field `tokens`: half of a character",
         ),
         ("a.jsonl", JSONL + JSONL.replace("Anna", "a\0b"), r"a\.jsonl, line 3: not valid JSON"),
         ("a.jsonl", JSONL + "{" * 100_000 + "\n", r"a\.jsonl, line 3: not valid JSON"),
         ("a.csv", (CSV + "é,O\n").encode("latin-1"), r"a\.csv, line 4: not UTF-8 text"),
         ("a.csv", CSV + "Rome,B-LOC,x\n", r"a\.csv cannot be read as csv: .*line 4"),
-        ("a.csv", CSV + "Rome\n", r"a\.csv\), row 2: 1 words in column 'tokens' but 0 tags in column 'ner_tags'"),
+        ("a.csv", CSV + "Rome\n", r"a\.csv\), row 2: 1 words in field `tokens` but 0 tags in field `ner_tags`"),
     ],
 )
 def test_what_cannot_be_read_is_named(tmp_path, name, content, message):
@@ -160,7 +160,7 @@ def test_a_row_of_another_type_changes_no_other_row(tmp_path, words, message):
     ):
         with pytest.raises(ValueError, match=message) as error:
             read()
-        assert f"train split ({file}), row 2, column 'tokens'" in str(error.value)
+        assert f"train split ({file}), row 2, field `tokens`" in str(error.value)
 
 
 @needs_json

@@ -35,9 +35,9 @@ from vtfusion.images_vtfusion import (
     without_unseen_ends,
 )
 from vtfusion.training.arguments import DataArguments
-from vtfusion.training.data import load_token_classification_dataset
 from vtfusion.training.images import FeatureCache, ImageStore, prepare_images
 from vtfusion.training.prediction import decoded_examples, load_examples
+from vtfusion.training.token_data import load_token_classification_dataset
 
 COLOUR = (200, 30, 60)
 FLAT = np.full((6, 8, 3), COLOUR, np.uint8)
@@ -328,7 +328,7 @@ def test_what_an_image_processor_cannot_prepare_is_named(rows, tmp_path, caplog)
     model = VTFusionForTokenClassification(tiny_config("bert", "detr"))
     file = rows(encode(narrow))
     store, keys = store_of(file)
-    message = r"^split 'train', row 1, field `images`: Detr\w+ cannot prepare .*--on_bad_image skip_image"
+    message = r"^train split, row 1, field `images`: Detr\w+ cannot prepare .*`on_bad_image` skip_image"
     with pytest.raises(ValueError, match=message):
         FeatureCache(model, processor, tmp_path / "features").add(store, ["blank", *store.keys()], "error")
     cache = FeatureCache(model, processor, tmp_path / "features")
@@ -362,7 +362,7 @@ def test_broken_pictures_are_named_at_every_door(parts, pipe, rows, tmp_path, ca
     with pytest.raises(ValueError, match=rf"^row 0, field `images`: .*picture\.jpg.*{message}"):
         pipe("fox", str(tmp_path / "picture.jpg"), allow_paths=True)
     store, keys = store_of(file)
-    where = rf"^split 'train', row 1, field `images`: .*picture\.jpg: .*{message}.*--on_bad_image skip_image"
+    where = rf"^train split, row 1, field `images`: .*picture\.jpg: .*{message}.*`on_bad_image` skip_image"
     cache = FeatureCache(model, processor, tmp_path / "features")
     for check in (lambda: store.find_bad("error", processor), lambda: cache.add(store, store.keys(), "error")):
         with pytest.raises(ValueError, match=where):
@@ -371,7 +371,7 @@ def test_broken_pictures_are_named_at_every_door(parts, pipe, rows, tmp_path, ca
     assert "picture.jpg" in caplog.text
 
     examples = load_examples(file, pipe)
-    with pytest.raises(ValueError, match=rf"^Row 1, field `images`: .*picture\.jpg: .*{message}.*skip_image"):
+    with pytest.raises(ValueError, match=rf"^row 1, field `images`: .*picture\.jpg: .*{message}.*skip_image"):
         list(decoded_examples(examples))
     assert [row["images"] for row in decoded_examples(examples, "skip_image")] == [None, None]
 
@@ -390,7 +390,7 @@ def test_what_is_left_out_is_counted(parts, rows, tmp_path, capsys, frozen):
         parameter.requires_grad_(not frozen)
     options = {"train_file": str(tmp_path / "train.jsonl"), "feature_cache_dir": str(tmp_path / "features")}
     training = TrainingArguments(output_dir=str(tmp_path / "out"), use_cpu=True, report_to="none")
-    with pytest.raises(ValueError, match=r"split 'train', row 1, field `images`: .*picture\.jpg"):
+    with pytest.raises(ValueError, match=r"train split, row 1, field `images`: .*picture\.jpg"):
         prepare_images(dataset, model, processor, DataArguments(**options), training)
     skipping = DataArguments(on_bad_image="skip_image", **options)
     keys, _, cache = prepare_images(dataset, model, processor, skipping, training)

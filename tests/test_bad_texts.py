@@ -17,10 +17,10 @@ from vtfusion import (
     VTFusionProcessor,
     VTFusionTokenClassificationPipeline,
 )
-from vtfusion.training.data import load_token_classification_dataset, open_token_streams
+from vtfusion.training.classification_data import load_classification_dataset
 from vtfusion.training.image_bank import ImageBank
 from vtfusion.training.pairing import pair_by_manifest
-from vtfusion.training.text_data import load_classification_dataset
+from vtfusion.training.token_data import load_token_classification_dataset, open_token_streams
 
 LABELS = {0: "O", 1: "B-X", 2: "I-X"}
 PROCESSORS = {name: VTFusionProcessor(tokenizer=make(), window_stride=2) for name, make in TOKENIZERS.items()}
@@ -224,7 +224,7 @@ BAD_LINES = {
     "a number of too many digits": (b'{"row": ' + b"1" * 5000 + b', "image": "a.png"}\n', "line 2: not valid JSON"),
     "half a character": (
         b'{"row": 0, "image": "a.png", "id": "\\ud83d"}\n',
-        "line 2, field 'id': half of a character",
+        "line 2, field `id`: half of a character",
     ),
     "no object": (b"[1]\n", "line 2: expected a JSON object, got list"),
 }
@@ -261,7 +261,7 @@ def test_scores_are_numbers_that_can_be_stored(tmp_path, score):
     (tmp_path / "a.png").touch()
     texts = DatasetDict({"train": Dataset.from_dict({"tokens": [["a"]]})})
     manifest = write(tmp_path / "pairs.jsonl", f'{{"row": 0, "image": "a.png", "score": {score}}}')
-    with pytest.raises(ValueError, match="line 1: expected a number in the field 'score'"):
+    with pytest.raises(ValueError, match="line 1, field `score`: expected a number"):
         pair_by_manifest(texts, manifest)
 
 
@@ -269,7 +269,7 @@ def test_scores_are_numbers_that_can_be_stored(tmp_path, score):
 def test_fields_of_a_bank_have_their_types(tmp_path, field, value):
     (tmp_path / "a.png").touch()
     write(tmp_path / "metadata.jsonl", json.dumps({"image": "a.png", "name": "a", field: value}))
-    with pytest.raises(ValueError, match=f"line 1: expected a string or an integer in the field '{field}'"):
+    with pytest.raises(ValueError, match=f"line 1, field `{field}`: expected a string or an integer"):
         ImageBank.from_folder(tmp_path)
 
 
@@ -285,7 +285,7 @@ def test_bad_texts_of_a_classification_file_are_named(tmp_path, text):
     rows = [{"text": "a", "label": "x"}, {"text": text, "label": "y"}]
     path = write(tmp_path / "a.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     # datasets 4.0 refuses such a file itself, by the same names
-    named = r"train split \(.*a\.jsonl\), row 1, column 'text'|a\.jsonl cannot be read.*Column\(/text\).* in row 1"
+    named = r"train split \(.*a\.jsonl\), row 1, field `text`|a\.jsonl cannot be read.*Column\(/text\).* in row 1"
     with pytest.raises(ValueError, match=named):
         load_classification_dataset(train_file=path, cache_dir=tmp_path)
 

@@ -9,7 +9,7 @@ import signal
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import TrainerCallback, default_data_collator, set_seed
+from transformers import EarlyStoppingCallback, TrainerCallback, default_data_collator, set_seed
 from transformers.utils import logging
 
 from heads import make_head
@@ -18,7 +18,7 @@ from vtfusion.training import checkpoints
 from vtfusion.training.arguments import VTFusionTrainingArguments
 from vtfusion.training.checkpoints import last_whole_checkpoint
 from vtfusion.training.files import MANIFEST, UNFINISHED
-from vtfusion.training.fine_tuning import early_stopping, train_model
+from vtfusion.training.fine_tuning import train_model
 from vtfusion.training.trainer import VTFusionTrainer
 
 STEPS = 8  # two epochs of four
@@ -44,6 +44,7 @@ def train(folder, *callbacks, scores=None, **settings):
     given |= {"logging_steps": 1, "save_strategy": "steps", "save_steps": 3, "eval_strategy": "steps", "eval_steps": 3}
     given |= {"metric_for_best_model": "loss", "save_total_limit": 2, "disable_tqdm": True}
     args = VTFusionTrainingArguments(output_dir=str(folder), **{**given, **settings})
+    stopping = [EarlyStoppingCallback(args.early_stopping_patience)] if args.early_stopping_patience else []
     trainer = VTFusionTrainer(
         model=make_head("token", "bert", "precomputed", hidden_dropout=0.2),
         args=args,
@@ -51,7 +52,7 @@ def train(folder, *callbacks, scores=None, **settings):
         train_dataset=rows,
         eval_dataset=rows,
         compute_metrics=None if scores is None else lambda _: {"f1": scores.pop(0)},
-        callbacks=[*callbacks, *early_stopping(args)],
+        callbacks=[*callbacks, *stopping],
     )
     train_model(trainer)
     history = [

@@ -8,21 +8,22 @@ import PIL.Image
 import pytest
 import torch
 from sklearn.metrics import f1_score
+from transformers import HfArgumentParser
 
 from running import COLOURS, run_script, write_colours
 from vtfusion import VTFusionForSequenceClassification, VTFusionProcessor
+from vtfusion.training.arguments import ClassificationDataArguments
 from vtfusion.training.classification import (
-    MULTI,
-    REGRESSION,
-    SINGLE,
     TextEvaluator,
     class_scores,
     classification_scores,
     expected_calibration_error,
+    load_labelled_texts,
     mean_by_row,
     read_class_counts,
     regression_scores,
 )
+from vtfusion.training.classification_data import MULTI, REGRESSION, SINGLE
 
 
 def test_windows_of_a_text_are_averaged():
@@ -63,6 +64,17 @@ def test_regression_scores_by_hand():
     scores = regression_scores(np.array([1.0, 2.0, 5.0]), np.array([1.0, 2.0, 3.0]))
     assert scores["mse"] == pytest.approx(4 / 3) and scores["mae"] == pytest.approx(2 / 3)
     assert scores["r2"] == pytest.approx(1 - 4 / 2)
+
+
+def test_integers_as_labels_are_named_by_a_flag(tmp_path):
+    file = tmp_path / "train.jsonl"
+    file.write_text("".join(json.dumps({"text": "a", "label": label}) + "\n" for label in (1, 0, 1)))
+    (args,) = HfArgumentParser(ClassificationDataArguments).parse_args_into_dataclasses(
+        ["--train_file", str(file), "--labels", "dull", "bright"]
+    )
+    dataset, problem_type, labels = load_labelled_texts(args)
+    assert (problem_type, labels) == (SINGLE, ["dull", "bright"])
+    assert dataset["train"]["label"][:] == [1, 0, 1]
 
 
 def write_run(folder: Path, records: list[dict]) -> Path:

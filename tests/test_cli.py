@@ -141,7 +141,7 @@ def test_an_unreadable_image_is_named_or_left_out(model_folder, posts, tmp_path)
     output = tmp_path / "out.jsonl"
     command = ["predict", str(model_folder), str(posts), "--output", str(output)]
     failed = runner.invoke(cli.app, command)
-    assert "Row 0, field `images`" in str(failed.exception) and not list(tmp_path.glob("out*"))
+    assert "row 0, field `images`" in str(failed.exception) and not list(tmp_path.glob("out*"))
     assert runner.invoke(cli.app, [*command, "--on-bad-image", "skip_image"]).exit_code == 0
     assert len(output.read_text(encoding="utf-8").splitlines()) == 2
 

@@ -3,13 +3,13 @@
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import default_data_collator
+from transformers import EarlyStoppingCallback, default_data_collator
 
 from heads import make_head
 from tiny import tiny_inputs
 from vtfusion import VTFusionForTokenClassification
 from vtfusion.training.arguments import VTFusionTrainingArguments, random_order
-from vtfusion.training.fine_tuning import train_model
+from vtfusion.training.fine_tuning import build_trainer, train_model
 from vtfusion.training.lora import add_lora
 from vtfusion.training.trainer import VTFusionTrainer
 
@@ -33,6 +33,18 @@ def train(folder, vision, lora=False, **settings):
     )
     train_model(trainer)
     return trainer.model.state_dict(), load(folder)
+
+
+def test_the_validation_split_decides_and_without_one_nothing_is_evaluated(tmp_path):
+    for splits in ({"train": [1]}, {"train": [1], "validation": [2]}):
+        args = VTFusionTrainingArguments(output_dir=str(tmp_path), early_stopping_patience=3, use_cpu=True)
+        model = make_head("token", "bert", "resnet")
+        trainer = build_trainer(VTFusionTrainer, model, None, default_data_collator, splits, args)
+        has_validation = "validation" in splits
+        assert (args.eval_strategy != "no") == args.load_best_model_at_end == has_validation
+        assert (trainer.train_dataset, trainer.eval_dataset) == ([1], [2] if has_validation else None)
+        (stopping,) = (each for each in trainer.callback_handler.callbacks if isinstance(each, EarlyStoppingCallback))
+        assert stopping.early_stopping_patience == 3
 
 
 def load(folder):

@@ -12,10 +12,10 @@ from transformers import AutoImageProcessor, AutoTokenizer
 
 from vtfusion import VTFusionProcessor
 from vtfusion.app.gate_page import gate_page
-from vtfusion.training.data import load_token_classification_dataset
 from vtfusion.training.gate_report import choose_examples, summarize_usage, word_usage
 from vtfusion.training.sample_data import build_sample_dataset, build_tiny_encoders
 from vtfusion.training.token_classification import WordEvaluator, encode_windows
+from vtfusion.training.token_data import load_token_classification_dataset
 
 
 @pytest.fixture(scope="module")

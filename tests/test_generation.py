@@ -66,7 +66,7 @@ def test_captions_questions_and_instructions_are_read(tmp_path: Path) -> None:
 def test_a_conversation_is_written_by_the_chat_template(tmp_path: Path) -> None:
     parts = [{"type": "image", "text": None}, {"type": "text", "text": "what?"}]
     messages = [{"role": "user", "content": parts}, {"role": "assistant", "content": [{"type": "text", "text": "x"}]}]
-    with pytest.raises(ValueError, match=r"row 0, column 'messages': the assistant's last message must be text"):
+    with pytest.raises(ValueError, match=r"row 0, field `messages`: the assistant's last message must be text"):
         load(tmp_path, [{"messages": json.dumps(messages)}])
     messages[1]["content"] = "a fox"  # type: ignore[typeddict-item]
     (row,) = load(tmp_path, [{"messages": json.dumps(messages)}])
@@ -78,9 +78,9 @@ def test_a_conversation_is_written_by_the_chat_template(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"prompt": "a", "response": " "}, r"row 0, column 'response': expected text or a list of texts"),
-        ({"prompt": 3, "response": "b"}, r"row 0, column 'prompt': expected text"),
-        ({"messages": json.dumps([{"role": "user", "content": "a"}])}, r"row 0, column 'messages': expected messages"),
+        ({"prompt": "a", "response": " "}, r"row 0, field `response`: expected text or a list of texts"),
+        ({"prompt": 3, "response": "b"}, r"row 0, field `prompt`: expected text"),
+        ({"messages": json.dumps([{"role": "user", "content": "a"}])}, r"row 0, field `messages`: expected messages"),
         ({"x": "a"}, "say with `response_column`"),
     ],
 )

@@ -109,20 +109,23 @@ def test_a_bank_survives_pickling(folder):
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"image": "images/flag_ge.jpg"}, "line 2: expected a string in the field 'name'"),
+        ({"image": "images/flag_ge.jpg"}, "line 2, field `name`: expected a string"),
         (
             {"image": "images/flag_us.jpg", "name": 5, "captions": ["x"]},
-            "line 2: expected a string in the field 'name'",
+            "line 2, field `name`: expected a string",
         ),
-        ({"name": "Georgia"}, "line 2: expected a string in the field 'image'"),
+        ({"name": "Georgia"}, "line 2, field `image`: expected a string"),
         (
             {"image": "images/flag_us.jpg", "name": "US", "aliases": "USA"},
-            "line 2: expected a list of strings .*'aliases'",
+            "line 2, field `aliases`: expected a list of strings, got 'USA'",
         ),
-        ({"image": "images/flag_us.jpg", "captions": ["x", 1]}, "line 2: expected a list of strings .*'captions'"),
+        (
+            {"image": "images/flag_us.jpg", "captions": ["x", 1]},
+            r"line 2, field `captions`: expected a list of strings, got \['x', 1\]",
+        ),
         (
             {"image": "images/flag_ge.jpg", "name": "Georgia"},
-            "line 2: the image id 'flag_ge' was there before. Give each row a different 'id'",
+            "line 2, field `id`: the image id 'flag_ge' was there before. Give each row a different one",
         ),
         (["x"], "line 2: expected a JSON object"),
     ],
@@ -145,7 +148,7 @@ def test_missing_bank_files_are_named(folder):
     with pytest.raises(FileNotFoundError, match=r"no metadata\.jsonl"):
         ImageBank.from_folder(folder / "images")
     write(folder, [{"image": "images/gone.jpg", "name": "Gone"}])
-    with pytest.raises(FileNotFoundError, match=r"line 1: the image file .*gone\.jpg is missing"):
+    with pytest.raises(FileNotFoundError, match=r"line 1, field `image`: the image file .*gone\.jpg is missing"):
         ImageBank.from_folder(folder)
     (folder / "metadata.jsonl").write_text("\n")
     with pytest.raises(ValueError, match="names no image"):

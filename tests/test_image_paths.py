@@ -12,12 +12,13 @@ from hypothesis import strategies as st
 from PIL import Image as Pillow
 
 from vtfusion.training.arguments import CaptionDataArguments
+from vtfusion.training.caption_data import load_caption_dataset
 from vtfusion.training.captions import open_caption_streams
-from vtfusion.training.data import load_token_classification_dataset
+from vtfusion.training.classification_data import load_classification_dataset
 from vtfusion.training.image_bank import ImageBank
 from vtfusion.training.image_paths import ImageFolders, image_item
 from vtfusion.training.pairing import pair_by_manifest, save_paired_dataset
-from vtfusion.training.text_data import load_caption_dataset, load_classification_dataset
+from vtfusion.training.token_data import load_token_classification_dataset
 
 REFUSED = r"does not lie in .*`image_folder`.*`allow_outside_paths`"
 
@@ -95,7 +96,7 @@ def test_paths_that_lead_out_are_refused(places, image):
     file = write_row(places, image)
     with pytest.raises(ValueError, match=REFUSED) as error:
         load_token_classification_dataset(train_file=file)
-    assert f"train split ({file}), row 0, column 'image': " in str(error.value)
+    assert f"train split ({file}), row 0, field `image`: " in str(error.value)
 
 
 @pytest.mark.parametrize("image", INSIDE)
@@ -109,7 +110,7 @@ def test_every_format_is_checked(places, kind):
     file = write_row(places, "{root}/elsewhere/secret.png", kind)
     with pytest.raises(ValueError, match=REFUSED) as error:
         load_token_classification_dataset(train_file=file)
-    assert "row 0, column 'image'" in str(error.value) and str(file) in str(error.value)
+    assert "row 0, field `image`" in str(error.value) and str(file) in str(error.value)
     for given_folder in ({"image_folder": places / "elsewhere"}, {"allow_outside_paths": True}):
         (images,) = load_token_classification_dataset(train_file=file, **given_folder)["train"]["images"]
         assert images[0]["path"] == str(places / "elsewhere" / "secret.png")
@@ -171,11 +172,11 @@ def test_streams_are_checked_row_by_row(places):
 
     stream = read()
     assert next(stream)["images"] == [{"bytes": None, "path": str(places / "set" / "in.png")}]
-    with pytest.raises(ValueError, match=rf"train split \(.*\), row 1, column 'image': the image .*{REFUSED}"):
+    with pytest.raises(ValueError, match=rf"train split \(.*\), row 1, field `image`: the image .*{REFUSED}"):
         next(stream)
     stream = read(image_folder=str(places))
     assert [next(stream)["captions"] for _ in range(2)] == [["a"], ["b"]]
-    with pytest.raises(ValueError, match=rf"row 2, column 'image': the image 'file://.*{REFUSED}"):
+    with pytest.raises(ValueError, match=rf"row 2, field `image`: the image 'file://.*{REFUSED}"):
         next(stream)
     stream = read(allow_outside_paths=True)
     assert [next(stream)["captions"] for _ in range(3)] == [["a"], ["b"], ["c"]]
@@ -183,12 +184,12 @@ def test_streams_are_checked_row_by_row(places):
 
 def test_banks_and_manifests_are_checked(places):
     metadata = write_lines(places / "set" / "metadata.jsonl", [{"image": "link.png", "name": "a"}])
-    with pytest.raises(ValueError, match=rf"metadata\.jsonl, line 1, field 'image': the image .*{REFUSED}"):
+    with pytest.raises(ValueError, match=rf"metadata\.jsonl, line 1, field `image`: the image .*{REFUSED}"):
         ImageBank.from_folder(metadata.parent)
     assert len(ImageBank.from_folder(metadata.parent, allow_outside_paths=True)) == 1
     texts = DatasetDict({"train": Dataset.from_list([{"tokens": ["a"], "ner_tags": ["O"]}])})
     pairs = write_lines(places / "set" / "pairs.jsonl", [{"row": 0, "image": "../elsewhere/secret.png"}])
-    with pytest.raises(ValueError, match=rf"pairs\.jsonl, line 1, field 'image': the image .*{REFUSED}"):
+    with pytest.raises(ValueError, match=rf"pairs\.jsonl, line 1, field `image`: the image .*{REFUSED}"):
         pair_by_manifest(texts, pairs)
     assert pair_by_manifest(texts, pairs, allow_outside_paths=True)["train"][0]["images"]
 
@@ -256,9 +257,9 @@ def world(tmp_path_factory):
 @example(value={"bytes": None, "path": "way_out/secret.png"})
 def test_an_item_is_an_image_none_or_an_error_that_names_its_place(world, value):
     try:
-        item = image_item(value, str(world), "file, row 7, column 'image'")
+        item = image_item(value, str(world), "file, row 7, field `image`")
     except ValueError as error:
-        assert str(error).startswith("file, row 7, column 'image': ") and len(str(error)) < 400
+        assert str(error).startswith("file, row 7, field `image`: ") and len(str(error)) < 400
         return
     if item is None:
         assert value in (None, "") or value.get("path") in (None, "")

@@ -306,7 +306,7 @@ def test_a_broken_image_of_a_stream(tmp_path):
     rows = [{"text": "a", "image": "broken.png"}, {"text": "b", "image": fine}, {"text": "c", "image": "gone.png"}]
     source = CaptionDataArguments(validation_file=write_lines(tmp_path / "rows.jsonl", rows))
     read = list(open_caption_streams(source)["validation"])
-    with pytest.raises(ValueError, match=r"row 0, column 'image'.*skip_image"):
+    with pytest.raises(ValueError, match=r"row 0, field `image`.*skip_image"):
         CaptionCollator(make_processor(), ImageStore())(read)
     collator = CaptionCollator(make_processor(), ImageStore(), on_bad_image="skip_image")
     assert collator(read)["image_mask"].tolist() == [[0], [1], [0]]
@@ -329,7 +329,7 @@ def test_errors_of_streams_name_the_fix(sample, tmp_path):
     )
     with pytest.raises(ValueError, match="image_column"):
         open_caption_streams(CaptionDataArguments(train_file=write_lines(tmp_path / "a.jsonl", [{"text": "a"}])))
-    with pytest.raises(ValueError, match=r"row 1, column 'text': expected a caption"):
+    with pytest.raises(ValueError, match=r"row 1, field `text`: expected a caption"):
         rows = [{"text": "a", "image": None}, {"text": " ", "image": None}]
         list(open_caption_streams(CaptionDataArguments(test_file=write_lines(tmp_path / "b.jsonl", rows)))["test"])
 

@@ -66,7 +66,7 @@ def test_store_cuts_at_max_images():
 def test_bad_image_names_split_row_and_field(parts):
     store = ImageStore()
     keys = store.add_split("train", dataset_of([RED], [b"not an image"]))
-    with pytest.raises(ValueError, match=r"split 'train', row 1, field `images`"):
+    with pytest.raises(ValueError, match=r"train split, row 1, field `images`"):
         store.load(keys[1][0])
     with pytest.raises(ValueError, match="skip_image"):
         store.find_bad("error", parts[1])
@@ -166,7 +166,7 @@ def test_cache_skips_or_reports_a_bad_image(parts, tmp_path):
     model, processor = parts
     store = ImageStore()
     keys = store.add_split("train", dataset_of([RED], [b"broken"]))
-    with pytest.raises(ValueError, match=r"split 'train', row 1, field `images`"):
+    with pytest.raises(ValueError, match=r"train split, row 1, field `images`"):
         FeatureCache(model, processor, tmp_path).add(store, store.keys(), "error")
     cache = FeatureCache(model, processor, tmp_path)
     assert cache.add(store, store.keys(), "skip_image") == {keys[1][0]}

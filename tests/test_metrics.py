@@ -138,9 +138,9 @@ def test_bad_input_is_named():
         compute_entity_metrics([["O"], ["O"]], [["O"]])
     with pytest.raises(ValueError, match="Row 1 has 1 predicted tags and 2 true tags"):
         compute_entity_metrics([["O"], ["O"]], [["O"], ["O", "O"]])
-    with pytest.raises(ValueError, match="`predictions`, row 0, position 1: 'S-PER'"):
+    with pytest.raises(ValueError, match="row 0, field `predictions`, position 1: 'S-PER'"):
         compute_entity_metrics([["O", "S-PER"]], [["O", "O"]])
-    with pytest.raises(ValueError, match="`references`, row 0, position 0: 3"):
+    with pytest.raises(ValueError, match="row 0, field `references`, position 0: 3"):
         compute_entity_metrics([["O"]], [[3]])
     with pytest.raises(ValueError, match="not a single tag"):
         compute_entity_metrics([], [])

@@ -9,7 +9,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 from tiny import tiny_config
-from vtfusion.training.arguments import DataArguments, ModelArguments, VTFusionTrainingArguments
+from vtfusion.training.arguments import DataArguments, ModelArguments, RunArguments, VTFusionTrainingArguments
 from vtfusion.training.model_card import (
     Score,
     add_ablation,
@@ -42,7 +42,7 @@ def write(tmp_path, encoders, scores=SCORES, **training):
     os.makedirs(args.output_dir, exist_ok=True)
     model_args = ModelArguments(text_model=str(encoders), vision_model="some/vision-model")
     data_args = DataArguments(train_file=str(tmp_path / "posts.jsonl"))
-    write_model_card(config, RESULTS, scores, "token-classification", model_args, data_args, args)
+    write_model_card(config, RESULTS, scores, RunArguments("token-classification", model_args, data_args, args))
     return Path(args.output_dir, "README.md")
 
 

@@ -13,10 +13,10 @@ import pytest
 from datasets import load_from_disk
 from transformers import HfArgumentParser
 
-from test_retrieval import text_model
+from test_bank_search import text_model
 from vtfusion.training.arguments import TokenSourceArguments
-from vtfusion.training.data import load_token_classification_dataset
 from vtfusion.training.pairing import STRATEGIES
+from vtfusion.training.token_data import load_token_classification_dataset
 
 SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "pair_images.py"
 CONLL = "Georgia B-LOC\nmet O\nMadrid B-ORG\n\nno O\nname O\n\n"
@@ -129,6 +129,24 @@ def test_streaming_texts_without_tags(script, folder):
     assert paired["tokens"][:] == [["Madrid", "won"], ["no", "name"]] and paired["lang"][:] == ["en", "en"]
     assert paired["image_ids"][:] == [["Madrid"], []] and "words" not in paired.column_names
     assert json.loads((folder / "out" / "pairing_report.json").read_text())["label_analysis"] is None
+
+
+@pytest.mark.parametrize("streaming", ["True", "False"])
+def test_what_integers_as_tags_mean_is_told(script, folder, streaming):
+    (folder / "train.jsonl").write_text(json.dumps({"tokens": ["Madrid", "won"], "ner_tags": [2, 0]}) + "\n")
+    flags = [
+        "--train_file",
+        str(folder / "train.jsonl"),
+        "--output_dir",
+        str(folder / "out"),
+        "--streaming",
+        streaming,
+    ]
+    flags += ["--image_bank", str(folder / "bank"), "--labels", "O", "B-PER", "B-ORG"]
+    parser = HfArgumentParser((TokenSourceArguments, script.PairingArguments))
+    script.main(*parser.parse_args_into_dataclasses(flags))
+    report = json.loads((folder / "out" / "pairing_report.json").read_text())
+    assert report["label_analysis"]["splits"] == {"train": {"ORG": {"entities": 1, "with_image": 1, "named": 1}}}
 
 
 def test_by_retrieval(script, folder):

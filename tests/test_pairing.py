@@ -19,8 +19,8 @@ from datasets import (
     load_from_disk,
 )
 
-from test_retrieval import text_model
-from vtfusion.training.data import load_token_classification_dataset, open_token_streams
+from test_bank_search import text_model
+from vtfusion.training.bank_search import Embedder, ImageRetriever
 from vtfusion.training.files import release_folder
 from vtfusion.training.image_bank import BankImage, ImageBank
 from vtfusion.training.images import BLANK_KEY, ImageStore
@@ -35,7 +35,7 @@ from vtfusion.training.pairing import (
     pair_with_none,
     save_paired_dataset,
 )
-from vtfusion.training.retrieval import Embedder, ImageRetriever
+from vtfusion.training.token_data import load_token_classification_dataset, open_token_streams
 
 LABELS = ["O", "B-LOC", "I-LOC", "B-ORG", "I-ORG"]
 NAMES = ["Georgia", "Madrid", "United States"]
@@ -388,12 +388,12 @@ def test_paths_of_a_manifest_that_cannot_be_are_named(texts, bank, tmp_path):
     (tmp_path / "inside").mkdir()
     path = write(tmp_path / "inside" / "m.jsonl", [{"id": "a0", "image": "../0.png"}])
     outside = str(tmp_path / "0.png")
-    with pytest.raises(ValueError, match=r"m\.jsonl, line 1, field 'image': the image .*") as error:
+    with pytest.raises(ValueError, match=r"m\.jsonl, line 1, field `image`: the image .*") as error:
         pair_by_manifest(texts, path)
     assert repr(outside) in str(error.value)
     assert pair_by_manifest(texts, path, allow_outside_paths=True)["train"]["images"][0][0]["path"] == outside
     write(path, [{"id": "a0", "image": "a\0b"}])
-    with pytest.raises(ValueError, match=r"m\.jsonl, line 1, field 'image': no file can have the path"):
+    with pytest.raises(ValueError, match=r"m\.jsonl, line 1, field `image`: no file can have the path"):
         pair_by_manifest(texts, path)
 
 
@@ -403,29 +403,38 @@ def test_paths_of_a_manifest_that_cannot_be_are_named(texts, bank, tmp_path):
         ({"row": 0, "image": "0.png"}, "line 2: say with 'split' which of train, test the row 0 belongs to"),
         (
             {"split": "dev", "row": 0, "image": "0.png"},
-            "line 2, field 'split': .* no split 'dev'. It has: train, test",
+            "line 2, field `split`: .* no split 'dev'. It has: train, test",
         ),
         (
             {"split": "test", "row": 2, "image": "0.png"},
-            "line 2, field 'row': there is no row 2 in the test split.* 2 rows",
+            "line 2, field `row`: there is no row 2 in the test split.* 2 rows",
         ),
-        ({"split": "test", "row": -1, "image": "0.png"}, "line 2: expected the index of a row.*'row', got -1"),
-        ({"split": "test", "row": "one", "image": "0.png"}, "line 2: expected the index .*got 'one'"),
-        ({"split": "test", "row": True, "image": "0.png"}, "line 2: expected the index .*got True"),
-        ({"split": 1, "row": 1, "image": "0.png"}, "line 2: expected the name of a split .*got 1"),
+        (
+            {"split": "test", "row": -1, "image": "0.png"},
+            "line 2, field `row`: expected the index of a row, from 0, got -1",
+        ),
+        (
+            {"split": "test", "row": "one", "image": "0.png"},
+            "line 2, field `row`: expected the index of a row, from 0, got 'one'",
+        ),
+        (
+            {"split": "test", "row": True, "image": "0.png"},
+            "line 2, field `row`: expected the index of a row, from 0, got True",
+        ),
+        ({"split": 1, "row": 1, "image": "0.png"}, "line 2, field `split`: expected the name of a split, got 1"),
         ({"split": "test", "image": "0.png"}, "line 2: give either 'row' or 'id'"),
         ({"row": 1, "id": "a0", "image": "0.png"}, "line 2: give either 'row' or 'id'"),
-        ({"id": ["a0"], "image": "0.png"}, "line 2: expected a string or an integer in the field 'id'"),
-        ({"id": "z9", "image": "0.png"}, "line 2, field 'id': no row of the data set has 'z9' in the column 'id'"),
-        ({"id": "a0", "split": "test", "image": "0.png"}, "line 2, field 'id': no row of the test split has 'a0'"),
-        ({"split": "test", "row": 1}, "line 2: the field 'image' is missing. For a text without a picture write null"),
-        ({"id": "a0", "image": 7}, "line 2: expected the path of a file or null in the field 'image', got 7"),
-        ({"id": "a0", "image": "http://a.b/c.png"}, "line 2: .*is a URL. Nothing is downloaded"),
+        ({"id": ["a0"], "image": "0.png"}, "line 2, field `id`: expected a string or an integer"),
+        ({"id": "z9", "image": "0.png"}, "line 2, field `id`: no row of the data set has 'z9' in the column 'id'"),
+        ({"id": "a0", "split": "test", "image": "0.png"}, "line 2, field `id`: no row of the test split has 'a0'"),
+        ({"split": "test", "row": 1}, "line 2, field `image`: it is missing. For a text without a picture write null"),
+        ({"id": "a0", "image": 7}, "line 2, field `image`: expected the path of a file or null, got 7"),
+        ({"id": "a0", "image": "http://a.b/c.png"}, "line 2, field `image`: .* is a URL. Nothing is downloaded"),
         (
             {"id": "a0", "image": "0.png", "score": "high"},
-            "line 2: expected a number in the field 'score', got 'high'",
+            "line 2, field `score`: expected a number, got 'high'",
         ),
-        ({"id": "a0", "image": "0.png", "score": float("nan")}, "line 2: expected a number in the field 'score'"),
+        ({"id": "a0", "image": "0.png", "score": float("nan")}, "line 2, field `score`: expected a number"),
         (
             {"id": "a1", "image": "0.png"},
             "line 2: row 1 of the train split has the image '0.png' since line 1 already",
@@ -442,7 +451,7 @@ def test_bad_manifest_lines_are_named(texts, bank, tmp_path, line, message):
 def test_bad_manifests_are_named(texts, bank, manifest, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"gone\.jsonl does not exist"):
         pair_by_manifest(texts, tmp_path / "gone.jsonl")
-    with pytest.raises(FileNotFoundError, match=r"line 1, field 'image': the image file .*9\.png is missing"):
+    with pytest.raises(FileNotFoundError, match=r"line 1, field `image`: the image file .*9\.png is missing"):
         pair_by_manifest(texts, write(tmp_path / "m.jsonl", [{"id": "a0", "image": "9.png"}]))
     for name, content, message in [
         ("m.txt", "x", r"must end in \.jsonl or \.csv"),
@@ -450,7 +459,11 @@ def test_bad_manifests_are_named(texts, bank, manifest, tmp_path):
         ("m.jsonl", "{", "line 1: not valid JSON"),
         ("m.csv", "", "line 1: expected a header .* got nothing"),
         ("m.csv", "row,picture\n0,0.png\n", "line 1: expected a header .* got row, picture"),
-        ("m.csv", "split,row,image\ntrain,first,0.png\n", "line 2: expected the index of a row.*got 'first'"),
+        (
+            "m.csv",
+            "split,row,image\ntrain,first,0.png\n",
+            "line 2, field `row`: expected the index of a row, from 0, got 'first'",
+        ),
     ]:
         (tmp_path / name).write_text(content)
         with pytest.raises(ValueError, match=message):

@@ -32,7 +32,7 @@ def test_every_direct_dependency_is_pinned(file):
 @pytest.mark.parametrize("kind", [DeprecationWarning, FutureWarning])
 def test_what_our_own_code_calls_must_not_be_on_its_way_out(kind):
     code = "warnings.warn('old', kind)"
-    for module in ("vtfusion", "vtfusion.training.data", "transformers_modules.a.modeling_vtfusion"):
+    for module in ("vtfusion", "vtfusion.training.token_data", "transformers_modules.a.modeling_vtfusion"):
         with pytest.raises(kind, match="old"):
             exec(code, {"__name__": module, "warnings": warnings, "kind": kind})
     for module in ("datasets.arrow", "vtfusion_other", "a.vtfusion"):

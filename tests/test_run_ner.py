@@ -12,12 +12,13 @@ import pytest
 import torch
 from datasets import Dataset, load_from_disk
 from huggingface_hub import ModelCard
-from transformers import AutoTokenizer, TrainingArguments
+from transformers import AutoTokenizer, HfArgumentParser, TrainingArguments
 
 from running import SCRIPTS, losses, no_dropout, write_sample
 from running import run_on_sample as run
 from vtfusion import VTFusionForTokenClassification, VTFusionProcessor
-from vtfusion.training.token_classification import encode_windows
+from vtfusion.training.arguments import TokenDataArguments
+from vtfusion.training.token_classification import encode_windows, load_splits
 
 # The order of the training rows must be known to compare with another loop, or between one process and two.
 needs_sequential = pytest.mark.skipif(
@@ -64,6 +65,17 @@ def test_windows_of_many_rows_without_image_before_the_first_with_one(sample):
     rows = Dataset.from_dict({"tokens": [["Mirano"]] * 1100, "ner_tags": [[1]] * 1100})
     windows = encode_windows(rows, processor, [None] * 1050 + [["key"]] * 50)
     assert windows["image_keys"][1049:1051] == [None, ["key"]]
+
+
+def test_integers_as_tags_are_named_by_a_flag(tmp_path):
+    file = tmp_path / "train.jsonl"
+    file.write_text(json.dumps({"tokens": ["in", "Rome"], "ner_tags": [0, 3]}) + "\n")
+    names = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]
+    (args,) = HfArgumentParser(TokenDataArguments).parse_args_into_dataclasses(
+        ["--train_file", str(file), "--labels", *names]
+    )
+    rows = load_splits(args)["train"]
+    assert rows.features["ner_tags"].feature.names == names and rows["ner_tags"][:] == [[0, 3]]
 
 
 def test_plain_loop_writes_what_the_trainer_writes(sample, tmp_path):
@@ -138,9 +150,9 @@ def test_text_only_twin_is_a_plain_token_classifier(sample, tmp_path):
     from transformers import AutoModel, get_linear_schedule_with_warmup, set_seed
 
     from vtfusion.training.collator import FusionCollator
-    from vtfusion.training.data import load_token_classification_dataset
     from vtfusion.training.images import ImageStore
     from vtfusion.training.token_classification import encode_windows
+    from vtfusion.training.token_data import load_token_classification_dataset
 
     options = ["--text_only", "--weight_decay", "0", "--max_grad_norm", "1e9", "--eval_strategy", "no"]
     options += [

@@ -13,15 +13,13 @@ from datasets import ClassLabel, Dataset, Features, List, Value
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
 from vtfusion.training.sample_data import (
-    ENTITY_TYPES,
     KINDS,
     LABEL_NAMES,
     build_sample_dataset,
     build_tiny_encoders,
-    draw_picture,
-    drawing_styles,
     text_only_ceiling,
 )
+from vtfusion.training.sample_pictures import ENTITY_TYPES, draw_picture, drawing_styles
 
 SIZES = {"num_train": 400, "num_validation": 60, "num_test": 200}
 ONLY_PICTURE_DECIDES = ("ambiguous", "several_images")

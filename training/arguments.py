@@ -1,7 +1,7 @@
 """Command-line arguments that the task scripts share, for `HfArgumentParser`."""
 
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, NamedTuple
 
 from transformers import TrainingArguments
 
@@ -129,7 +129,7 @@ class GenerationModelArguments(ModelArguments):
 
 @dataclass
 class SourceArguments:
-    """Where the texts are: the same flags in every script, with the names of what the loaders in `data.py` take."""
+    """Where the texts are: the same flags in every script, with the names of what the loaders take."""
 
     dataset_name: str | None = field(
         default=None, metadata={"help": "A data set on the Hub, or a folder saved by `save_to_disk`."}
@@ -157,8 +157,8 @@ class SourceArguments:
         return {name: getattr(self, name) for name in names if not name.endswith("_column")}
 
     def source(self) -> dict[str, Any]:
-        """The arguments of the task's loader: where the data is, and the names of its columns."""
-        names = [field.name for field in fields(self) if field.name.endswith("_column")]
+        """The arguments of the task's loader: where the data is, and the names of its columns and labels."""
+        names = [field.name for field in fields(self) if field.name.endswith(("_column", "labels"))]
         return {**self.origin(), **{name: getattr(self, name) for name in names}}
 
 
@@ -168,6 +168,10 @@ class TokenSourceArguments(SourceArguments):
 
     tokens_column: str | None = field(default=None, metadata={"help": "Column of the words."})
     tags_column: str | None = field(default=None, metadata={"help": "Column of the tags."})
+    labels: list[str] | None = field(
+        default=None,
+        metadata={"help": "What integers as tags mean, in order: O B-PER I-PER …; or the order of the labels."},
+    )
 
 
 @dataclass
@@ -200,6 +204,10 @@ class DataArguments(SourceArguments):
     )
     num_proc: int | None = field(default=None, metadata={"help": "Processes that tokenize."})
 
+    def max_samples(self, split: str) -> int | None:
+        """`max_train_samples` or `max_eval_samples`."""
+        return self.max_train_samples if split == "train" else self.max_eval_samples
+
 
 @dataclass
 class TokenDataArguments(DataArguments, TokenSourceArguments):
@@ -222,6 +230,7 @@ class GateDataArguments(TokenDataArguments):
     text_only: bool = field(default=False, init=False)
     image_conditions: list[str] = field(default_factory=lambda: ["true", "none"], init=False)
     max_train_samples: int | None = field(default=None, init=False)
+    labels: list[str] | None = field(default=None, init=False)  # the model has them
 
 
 @dataclass
@@ -231,6 +240,10 @@ class ClassificationDataArguments(DataArguments):
     text_column: str | None = field(default=None, metadata={"help": "Column of the text."})
     text_pair_column: str | None = field(default=None, metadata={"help": "Column of a second text, if there is one."})
     label_column: str | None = field(default=None, metadata={"help": "Column of the label, labels or number."})
+    labels: list[str] | None = field(
+        default=None,
+        metadata={"help": "The labels in order, and what integers as labels mean. By default the data tells."},
+    )
     problem_type: str | None = field(
         default=None,
         metadata={
@@ -448,6 +461,23 @@ class VTFusionTrainingArguments(TrainingArguments):
                 "`label_smoothing_factor` is not supported: Trainer's loss would replace L_ct, L_t and L_v. Give "
                 "`label_smoothing`."
             )
+
+
+class RunArguments(NamedTuple):
+    """
+    All that a run was told.
+
+    Attributes:
+        task (`str`): its name on the Hub, such as `"token-classification"`.
+        model ([`ModelArguments`]): where the model comes from.
+        data ([`DataArguments`]): where the data is, and what it is tested with.
+        training ([`VTFusionTrainingArguments`]): all the rest.
+    """
+
+    task: str
+    model: ModelArguments
+    data: DataArguments
+    training: VTFusionTrainingArguments
 
 
 def random_order() -> dict[str, Any]:

@@ -31,12 +31,14 @@ from transformers.utils import logging
 from ..images_vtfusion import decode_image
 from ..processing_vtfusion import VTFusionProcessor
 from .arguments import CaptionDataArguments, VTFusionTrainingArguments
+from .caption_data import CAPTION_COLUMNS, load_caption_dataset, read_captions
 from .collator import FusionCollator
+from .columns import find_column, find_columns
+from .fine_tuning import limit_rows
 from .image_paths import ImageFolders, image_item
-from .images import RowKeys
-from .sources import Source, find_column, find_columns
+from .images import RowKeys, skip_bad_image
+from .messages import at
 from .streams import named_errors, open_streams, undecoded
-from .text_data import CAPTION_COLUMNS, load_caption_dataset, read_captions
 
 logger = logging.get_logger(__name__)
 
@@ -60,12 +62,10 @@ def load_captioned_images(data_args: CaptionDataArguments) -> DatasetDict:
         _, firsts = np.unique(rows["image_row"][:], return_index=True)
         texts = rows.select_columns(["text"]).with_format("arrow")[:]["text"].combine_chunks()
         captions = pa.ListArray.from_arrays(pa.array([*firsts, len(rows)], type=pa.int32()), texts)
-        images = concatenate_datasets(
+        result[split] = concatenate_datasets(
             [Dataset(pa.table({"captions": captions})), rows.select_columns(["images"]).select(firsts)], axis=1
         )
-        limit = data_args.max_train_samples if split == "train" else data_args.max_eval_samples
-        result[split] = images if limit is None else images.select(range(min(limit, len(images))))
-    return result
+    return limit_rows(result, data_args)
 
 
 def group_by_image(captions: Sequence[Sequence[str]], image_keys: Sequence[RowKeys]) -> Dataset:
@@ -256,7 +256,7 @@ class CaptionStream(TorchIterableDataset):
     def _read(self, index: int, row: Mapping[str, Any], place: int) -> dict[str, Any]:
         captions = read_captions({"text": [row[self.text_column]]}, [index], "text", self.where, 0)["text"]
         value = None if self.image_column is None else row[self.image_column]
-        where = f"{self.where}, row {index}, column {self.image_column!r}"
+        where = at(self.where, index, self.image_column)
         values = value if isinstance(value, list) else [value]
         items = [image_item(item, self.folders.base, where) for item in values]
         images = [item for item in items if item is not None][: self.max_images]
@@ -289,10 +289,9 @@ def open_caption_streams(
             first = next(iter(stream), None)
         if first is None:
             raise ValueError(f"{where} has no rows.")
-        # The finders of columns look at the names alone.
-        names = Dataset.from_dict({name: [0] for name in first})
-        image_columns = Source.image_columns if data_args.dataset_name else (*Source.image_columns, "file_name")
-        source = Source(names, where, folders, image_columns)
+        source = opened.with_columns(first)
+        if data_args.dataset_name is None:
+            source.image_columns += ("file_name",)
         (text,) = find_columns(source, {"text_column": (data_args.text_column, CAPTION_COLUMNS)})
         image = find_column("image_column", data_args.image_column, source.image_columns, source, needed=False)
         if image is None:
@@ -300,8 +299,7 @@ def open_caption_streams(
                 f"{where} has no column with images. It has: {', '.join(first)}. Say with `image_column` which one to "
                 "read."
             )
-        limit = data_args.max_train_samples if split == "train" else data_args.max_eval_samples
-        train = split == "train"
+        limit, train = data_args.max_samples(split), split == "train"
         streams[split] = CaptionStream(
             stream if limit is None else stream.take(limit),
             text,
@@ -419,12 +417,8 @@ class CaptionCollator(FusionCollator):
             try:
                 images.append(_decode_item(item))
             except (OSError, ValueError) as error:
-                if self.on_bad_image == "error":
-                    raise ValueError(
-                        f"{row['where']}: {error}. With --on_bad_image skip_image it counts as no image."
-                    ) from error
+                skip_bad_image(f"{row['where']}: {error}", self.on_bad_image)
                 self.bad_images += 1
-                logger.warning("%s: %s: counts as no image.", row["where"], error)
         return images
 
 

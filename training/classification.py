@@ -6,15 +6,14 @@ from typing import Any
 
 import numpy as np
 from datasets import Dataset, DatasetDict
-from transformers import AutoConfig, EvalPrediction
 
 from ..processing_vtfusion import VTFusionProcessor
 from .arguments import ClassificationDataArguments
-from .fine_tuning import limit_rows, map_to_windows, read_records
+from .classification_data import MULTI, REGRESSION, SINGLE, load_classification_dataset
+from .fine_tuning import limit_rows, read_records
 from .images import RowKeys
-from .text_data import load_classification_dataset
-
-SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
+from .loading import trained_labels
+from .windows import map_to_windows
 
 
 def load_labelled_texts(
@@ -29,15 +28,12 @@ def load_labelled_texts(
             problem type are those of the data.
         model_revision (`str`, *optional*, defaults to `"main"`): its branch, tag or commit.
     """
-    label_names, problem_type = None, data_args.problem_type
-    if model_name_or_path is not None and data_args.train_file is None and data_args.dataset_name is None:
-        trained = AutoConfig.from_pretrained(model_name_or_path, revision=model_revision)
-        problem_type = problem_type or trained.problem_type
-        if problem_type != REGRESSION:
-            label_names = [trained.id2label[index] for index in range(trained.num_labels)]
-    dataset, problem_type, names = load_classification_dataset(
-        **data_args.source(), label_names=label_names, problem_type=problem_type
-    )
+    source = data_args.source()
+    label_names, problem_type = trained_labels(data_args, model_name_or_path, model_revision)
+    problem_type = data_args.problem_type or problem_type
+    if data_args.labels is None and problem_type != REGRESSION:
+        source["labels"] = label_names
+    dataset, problem_type, names = load_classification_dataset(**source, problem_type=problem_type)
     return limit_rows(dataset, data_args), problem_type, names
 
 
@@ -169,9 +165,6 @@ class TextEvaluator:
         if self.problem_type == REGRESSION:
             return regression_scores(values[:, 0], self.labels)
         return classification_scores(values, self.labels, self.label_names)
-
-    def __call__(self, prediction: EvalPrediction) -> dict[str, float | int]:
-        return self.score(self.answers(prediction.predictions))
 
     def report(self, scores: Mapping[str, float | int]) -> str:
         """The scores by class, then over all."""

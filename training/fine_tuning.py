@@ -7,17 +7,17 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
-from datasets import Dataset, DatasetDict, List, Value
+from datasets import Dataset, DatasetDict
 from safetensors import SafetensorError, safe_open
-from transformers import EarlyStoppingCallback, EvalPrediction, TrainerCallback, set_seed
+from transformers import EarlyStoppingCallback, set_seed
 from transformers.utils import logging
 
 from ..configuration_vtfusion import VTFusionConfig
 from ..modeling_vtfusion import VTFusionPreTrainedModel
 from ..processing_vtfusion import VTFusionProcessor
-from .arguments import DataArguments, ModelArguments, VTFusionTrainingArguments
+from .arguments import DataArguments, RunArguments, VTFusionTrainingArguments
 from .checkpoints import find_checkpoint_damage, last_whole_checkpoint, remove_surplus, stopped_early
 from .collator import FusionCollator
 from .files import claim_folder, release_folder, replaced_whole, write_whole
@@ -26,8 +26,11 @@ from .lora import merge_lora
 from .model_card import Score, format_score, write_model_card
 from .trainer import VTFusionTrainer
 from .versions import package_versions
+from .windows import with_image_keys
 
 logger = logging.get_logger(__name__)
+
+AnyTrainer = TypeVar("AnyTrainer", bound=VTFusionTrainer)
 
 
 class Evaluator(Protocol):
@@ -49,13 +52,6 @@ class Evaluator(Protocol):
         """A record for each row, with the prediction in `field`."""
 
 
-class MetricEvaluator(Evaluator, Protocol):
-    """An [`Evaluator`] whose call is what `Trainer` takes as `compute_metrics`."""
-
-    def __call__(self, prediction: EvalPrediction) -> dict[str, float | int]:
-        """Scores of raw predictions."""
-
-
 def start_run(training_args: VTFusionTrainingArguments) -> None:
     """
     Seeds everything, sets the verbosity of the libraries to what the run wants, and claims `output_dir` until
@@ -75,71 +71,18 @@ def limit_rows(dataset: DatasetDict, data_args: DataArguments) -> DatasetDict:
     """The first `max_train_samples` and `max_eval_samples` rows of the splits."""
     limited = DatasetDict()
     for split, rows in dataset.items():
-        limit = data_args.max_train_samples if split == "train" else data_args.max_eval_samples
+        limit = data_args.max_samples(split)
         limited[split] = rows if limit is None else rows.select(range(min(limit, len(rows))))
     return limited
-
-
-def map_to_windows(
-    dataset: Dataset,
-    encode: Callable[[dict[str, list]], dict[str, list]],
-    image_keys: Sequence[RowKeys],
-    num_proc: int | None = None,
-) -> Dataset:
-    """
-    Turns the rows of a split into windows that fit the text encoder.
-
-    Args:
-        dataset (`datasets.Dataset`): the rows.
-        encode (`Callable`): from a batch of rows, by column, to columns of windows, of which `row` is the row in the batch.
-        image_keys (`Sequence[list[str] | None]`): for each row the keys of its images in an [`ImageStore`].
-        num_proc (`int`, *optional*): processes to use.
-
-    Returns:
-        `datasets.Dataset`: the columns that `encode` gives, with `row` in the split, `length` in tokens and `image_keys`.
-    """
-
-    def windows(batch: dict[str, list], indices: list[int]) -> dict[str, list]:
-        encoded = encode(batch)
-        encoded["row"] = [indices[row] for row in encoded["row"]]
-        return {**encoded, "length": [len(ids) for ids in encoded["input_ids"]]}
-
-    mapped = dataset.map(
-        windows,
-        batched=True,
-        with_indices=True,
-        remove_columns=dataset.column_names,
-        num_proc=num_proc,
-        # A cached result would outlive a change of the processor's code.
-        load_from_cache_file=False,
-        desc="Tokenizing",
-    )
-    return with_image_keys(mapped, image_keys)
-
-
-def with_image_keys(windows: Dataset, image_keys: Sequence[RowKeys]) -> Dataset:
-    """The same windows with these images for their rows."""
-    if "image_keys" in windows.column_names:
-        windows = windows.remove_columns("image_keys")
-    # The type is said and not guessed: many rows without an image would make it a column of nulls.
-    return windows.add_column("image_keys", [image_keys[row] for row in windows["row"]], feature=List(Value("string")))
-
-
-def by_length(windows: Mapping[str, Dataset]) -> dict[str, Dataset]:
-    """Windows to test on in the order of their length, for less padding; the evaluators know where each belongs."""
-    return {split: rows if split == "train" else rows.sort("length", reverse=True) for split, rows in windows.items()}
 
 
 def fine_tune(
     model: VTFusionPreTrainedModel,
     processor: VTFusionProcessor,
-    windows: Mapping[str, Dataset],
-    evaluators: Mapping[str, MetricEvaluator],
     images: PreparedImages,
-    model_args: ModelArguments,
-    data_args: DataArguments,
-    training_args: VTFusionTrainingArguments,
-    task: str,
+    windows: Mapping[str, Dataset],
+    evaluators: Mapping[str, Evaluator],
+    run_args: RunArguments,
 ) -> dict[str, Any]:
     """
     Trains on the windows of the split `"train"`, if there is one, and tests on the others.
@@ -152,58 +95,77 @@ def fine_tune(
             A model with the head of the task.
         processor ([`VTFusionProcessor`]):
             Its processor.
-        windows (`Mapping[str, Dataset]`):
-            For each split the inputs of the model, with `row`, `length` and `image_keys`.
-        evaluators (`Mapping[str, MetricEvaluator]`):
-            For each split but `"train"`.
         images ([`PreparedImages`]):
             What [`prepare_images`] returned.
-        model_args ([`ModelArguments`]):
-            Where the model came from, for its card.
-        data_args ([`DataArguments`]):
-            `text_only` and `image_conditions`.
-        training_args ([`VTFusionTrainingArguments`]):
-            All the rest.
-        task (`str`):
-            The task's name on the Hub, for the card.
+        windows (`Mapping[str, Dataset]`):
+            For each split the inputs of the model, with `row`, `length` and `image_keys`.
+        evaluators (`Mapping[str, Evaluator]`):
+            For each split but `"train"`.
+        run_args ([`RunArguments`]):
+            What the run was told.
 
     Returns:
         `dict[str, Any]`: what stands in `results.json`: the scores by split and image condition, seconds, peak memory,
         seed and versions.
     """
-    results: dict[str, Any] = {}
-    if "validation" not in windows:
-        training_args.eval_strategy, training_args.load_best_model_at_end = "no", False
-    trainer = VTFusionTrainer(
-        model=model,
-        args=training_args,
-        data_collator=FusionCollator(processor, images.store, images.cache, num_labels=model.config.num_labels),
-        train_dataset=windows.get("train"),
-        eval_dataset=windows.get("validation"),
-        compute_metrics=evaluators.get("validation"),
-        processing_class=processor,
-        callbacks=early_stopping(training_args),
+    judge = evaluators.get("validation")
+    trainer = build_trainer(
+        VTFusionTrainer,
+        model,
+        processor,
+        FusionCollator(processor, images.store, images.cache, num_labels=model.config.num_labels),
+        windows,
+        run_args.training,
+        compute_metrics=judge and (lambda found: judge.score(judge.answers(found.predictions))),
     )
-    if "train" in windows:
-        results |= train_model(trainer)
+    results: dict[str, Any] = train_model(trainer) if "train" in windows else {}
 
     # Scored below, by the evaluator of the split.
     trainer.compute_metrics = None
     results |= test_conditions(
-        lambda rows: trainer.predict(rows).predictions, windows, evaluators, images.keys, data_args, training_args
+        lambda rows: trainer.predict(rows).predictions, windows, evaluators, images.keys, run_args
     )
     if "train" in windows:
-        write_card(model.config, results, evaluators, task, model_args, data_args, training_args)
-    write_results(results, training_args)
-    if training_args.push_to_hub:
+        write_card(model.config, results, evaluators, run_args)
+    write_results(results, run_args.training)
+    if run_args.training.push_to_hub:
         trainer.push_to_hub()
     return results
 
 
-def early_stopping(training_args: VTFusionTrainingArguments) -> list[TrainerCallback]:
-    """The callback of `early_stopping_patience`, if it is given."""
+def build_trainer(
+    trainer_class: type[AnyTrainer],
+    model: VTFusionPreTrainedModel,
+    processor: VTFusionProcessor,
+    collator: FusionCollator,
+    splits: Mapping[str, Any],
+    training_args: VTFusionTrainingArguments,
+    **kwargs: Any,
+) -> AnyTrainer:
+    """
+    The trainer of a run: it learns from the split `"train"`, and where there is a split `"validation"`, that one decides
+    about the best checkpoint and about `early_stopping_patience`. Without, `training_args` are told to evaluate nothing.
+
+    Args:
+        trainer_class (`type`): [`VTFusionTrainer`] or a kind of it.
+        model, processor, training_args: those of the run.
+        collator ([`FusionCollator`]): makes the batches.
+        splits (`Mapping[str, Any]`): what the splits are to the trainer.
+        kwargs (*optional*): further arguments of the trainer.
+    """
+    if "validation" not in splits:
+        training_args.eval_strategy, training_args.load_best_model_at_end = "no", False
     patience = training_args.early_stopping_patience
-    return [] if patience is None else [EarlyStoppingCallback(patience)]
+    return trainer_class(
+        model=model,
+        args=training_args,
+        data_collator=collator,
+        train_dataset=splits.get("train"),
+        eval_dataset=splits.get("validation"),
+        processing_class=processor,
+        callbacks=[] if patience is None else [EarlyStoppingCallback(patience)],
+        **kwargs,
+    )
 
 
 def train_model(trainer: VTFusionTrainer) -> dict[str, Any]:
@@ -298,20 +260,20 @@ def test_conditions(
     windows: Mapping[str, Dataset],
     evaluators: Mapping[str, Evaluator],
     image_keys: Mapping[str, list[RowKeys]],
-    data_args: DataArguments,
-    training_args: VTFusionTrainingArguments,
+    run_args: RunArguments,
 ) -> dict[str, Any]:
     """
     Tests under every image condition; prints and writes the report of each split, and writes `test_predictions.jsonl`.
 
     Args:
         predict (`Callable`): from windows to the raw predictions for them, in their order.
-        windows, evaluators, data_args, training_args: as for [`fine_tune`].
+        windows, evaluators, run_args: as for [`fine_tune`].
         image_keys (`Mapping[str, list[list[str] | None]]`): for each split the keys of the images of each row.
 
     Returns:
         `dict[str, Any]`: the scores by split and image condition.
     """
+    data_args, training_args = run_args.data, run_args.training
     is_main = training_args.process_index == 0
     remove_results(training_args)
     results: dict[str, Any] = {}
@@ -361,23 +323,17 @@ def write_results(results: dict[str, Any], training_args: VTFusionTrainingArgume
 
 
 def write_card(
-    config: VTFusionConfig,
-    results: Mapping[str, Any],
-    evaluators: Mapping[str, Evaluator],
-    task: str,
-    model_args: ModelArguments,
-    data_args: DataArguments,
-    training_args: VTFusionTrainingArguments,
+    config: VTFusionConfig, results: Mapping[str, Any], evaluators: Mapping[str, Evaluator], run_args: RunArguments
 ) -> None:
     """The card with the main score of each split under every image condition; see [`write_model_card`]."""
-    if training_args.process_index != 0:
+    if run_args.training.process_index != 0:
         return
     scores = [
         Score(split, IMAGE_CONDITIONS[condition], evaluator.metric, float(of_condition[evaluator.metric]))
         for split, evaluator in evaluators.items()
         for condition, of_condition in results[split].items()
     ]
-    write_model_card(config, results, scores, task, model_args, data_args, training_args)
+    write_model_card(config, results, scores, run_args)
 
 
 def read_records(folder: str | os.PathLike, field: str) -> tuple[list[dict[str, Any]], dict[str, str]]:

@@ -3,11 +3,14 @@
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 
+from ..modeling_vtfusion import VTFusionForTokenClassification
+from ..processing_vtfusion import VTFusionProcessor
 from .images import RowKeys
 from .tags import split_tag
 from .token_classification import WordEvaluator
@@ -163,6 +166,25 @@ def choose_examples(usage: pd.DataFrame, count: int) -> list[int]:
             if rows and len(chosen) < count:
                 chosen.append(int(rows.pop(0)))
     return chosen
+
+
+def look_into(
+    model: VTFusionForTokenClassification, processor: VTFusionProcessor, tokens: list[str], images: list[Any]
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[float]]:
+    """
+    What a model does with one text and its images.
+
+    Returns:
+        `tuple` of its entities, the heat maps of their words, and the gate of each word; see [`VTFusionProcessor`].
+    """
+    batch = processor(text=[tokens], images=[images], return_tensors="pt").to(model.device)
+    with torch.no_grad():
+        outputs = model(**batch, output_fusion_attentions=True)
+    entities = processor.post_process_token_classification(outputs, batch, model.config.id2label)[0]
+    spans = [[entity["words"] for entity in entities]]
+    heatmaps = processor.post_process_grounding(outputs, batch, spans=spans)[0]
+    gates = processor.merge_windows(outputs.fusion_gate, batch)[0][0]
+    return entities, heatmaps, gates.tolist()
 
 
 def _markdown(table: pd.DataFrame, name: str) -> str:

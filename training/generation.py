@@ -22,13 +22,15 @@ from ..generation_vtfusion import VTFusionForConditionalGeneration
 from ..processing_vtfusion import VTFusionProcessor
 from .arguments import GenerationArguments, GenerationDataArguments, GenerationModelArguments
 from .collator import FusionCollator
-from .fine_tuning import limit_rows, map_to_windows, read_records
-from .image_paths import shorten
+from .columns import find_column, find_columns, join_columns, map_columns, parse_cell
+from .fine_tuning import limit_rows, read_records
 from .images import RowKeys
 from .loading import load_model
-from .sources import find_column, find_columns, join_columns, load_sources, map_columns, parse_cell
+from .messages import at, shorten
+from .sources import load_sources
 from .squad_f1 import normalized_words
 from .trainer import VTFusionTrainer
+from .windows import map_to_windows
 
 try:
     from sacrebleu.metrics import BLEU
@@ -107,32 +109,34 @@ def read_prompts(
 ) -> dict[str, list]:
     """A batch of rows as `prompt`, `responses` and `messages`; see [`load_generation_dataset`]."""
     result: dict[str, list] = {"prompt": [], "responses": [], "messages": []}
-    for place, row in enumerate(indices):
+    for index, row in enumerate(indices):
         if messages_column is not None:
-            conversation = parse_cell(batch[messages_column][place], ("[{",))
-            at = f"{where}, row {row}, column {messages_column!r}: "
+            conversation = parse_cell(batch[messages_column][index], ("[{",))
+            place = at(where, row, messages_column)
             valid = isinstance(conversation, list) and all(
                 isinstance(message, dict) and {"role", "content"} <= message.keys() for message in conversation
             )
             if not valid or len(conversation) < 2 or conversation[-1]["role"] != "assistant":
                 raise ValueError(
-                    f"{at}expected messages with `role` and `content`, the last of the assistant; got "
+                    f"{place}: expected messages with `role` and `content`, the last of the assistant; got "
                     f"{shorten(conversation)}."
                 )
             if not isinstance(conversation[-1]["content"], str):
-                raise ValueError(f"{at}the assistant's last message must be text, got {shorten(conversation[-1])}.")
+                raise ValueError(
+                    f"{place}: the assistant's last message must be text, got {shorten(conversation[-1])}."
+                )
             result["prompt"].append("")
             result["responses"].append([conversation[-1]["content"]])
             result["messages"].append(json.dumps(conversation[:-1], ensure_ascii=False))
             continue
-        prompt = "" if prompt_column is None else batch[prompt_column][place]
+        prompt = "" if prompt_column is None else batch[prompt_column][index]
         if not isinstance(prompt, str):
-            raise ValueError(f"{where}, row {row}, column {prompt_column!r}: expected text, got {shorten(prompt)}.")
-        value = parse_cell(batch[response_column][place])  # type: ignore[index]
+            raise ValueError(f"{at(where, row, prompt_column)}: expected text, got {shorten(prompt)}.")
+        value = parse_cell(batch[response_column][index])  # type: ignore[index]
         responses = value if isinstance(value, list) else [value]
         if not responses or not all(isinstance(text, str) and text.strip() for text in responses):
             raise ValueError(
-                f"{where}, row {row}, column {response_column!r}: expected text or a list of texts, got {shorten(value)}."
+                f"{at(where, row, response_column)}: expected text or a list of texts, got {shorten(value)}."
             )
         result["prompt"].append(prompt)
         result["responses"].append(responses)

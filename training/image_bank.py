@@ -8,6 +8,7 @@ from functools import lru_cache
 from typing import Any
 
 from .image_paths import ImageFolders, image_item
+from .messages import at
 from .sources import named_encoding, read_json_object
 
 MATCH_CASES = ("capital", "ignore", "exact")
@@ -171,7 +172,7 @@ class ImageBank:
                 image = _read_bank_image(line, folders, where)
                 if image.image_id in images:
                     raise ValueError(
-                        f"{where}: the image id {image.image_id!r} was there before. Give each row a different 'id'."
+                        f"{at(where, field='id')}: the image id {image.image_id!r} was there before. Give each row a different one."
                     )
                 images[image.image_id] = image
         if not images:
@@ -230,28 +231,28 @@ class ImageBank:
 
 def _read_bank_image(line: str, folders: ImageFolders, where: str) -> BankImage:
     row = read_json_object(line, where)
-    file_name, name = row.get("image", row.get("file_name")), row.get("name")
-    item = image_item(file_name, folders.base, f"{where}, field 'image'") if isinstance(file_name, str) else None
+    place, file_name, name = at(where, field="image"), row.get("image", row.get("file_name")), row.get("name")
+    item = image_item(file_name, folders.base, place) if isinstance(file_name, str) else None
     if item is None:
-        raise ValueError(f"{where}: expected a string in the field 'image', got {file_name!r}.")
+        raise ValueError(f"{place}: expected a string, got {file_name!r}.")
     texts = {}
     for field in ("aliases", "captions"):
         values = row.get(field) or []
         if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
-            raise ValueError(f"{where}: expected a list of strings in the field {field!r}, got {values!r}.")
+            raise ValueError(f"{at(where, field=field)}: expected a list of strings, got {values!r}.")
         texts[field] = tuple(value for value in values if value.strip())
     if (name is not None and not isinstance(name, str)) or not (name or texts["captions"]):
         raise ValueError(
-            f"{where}: expected a string in the field 'name' (or a list of strings in 'captions'), got {name!r}."
+            f"{at(where, field='name')}: expected a string (or a list of strings in `captions`), got {name!r}."
         )
     path = item["path"]
     if folders.outside([path]):
-        raise folders.refuse(path, f"{where}, field 'image'")
+        raise folders.refuse(path, place)
     if not os.path.isfile(path):
-        raise FileNotFoundError(f"{where}: the image file {path} is missing.")
+        raise FileNotFoundError(f"{place}: the image file {path} is missing.")
     for field in ("id", "kind"):
         if not isinstance(row.get(field), str | int | None):
-            raise ValueError(f"{where}: expected a string or an integer in the field {field!r}, got {row[field]!r}.")
+            raise ValueError(f"{at(where, field=field)}: expected a string or an integer, got {row[field]!r}.")
     image_id = row.get("id")
     image_id = os.path.splitext(os.path.basename(path))[0] if image_id is None else str(image_id)
     return BankImage(image_id, path, name or None, texts["aliases"], row.get("kind"), texts["captions"])

@@ -10,6 +10,8 @@ from typing import Any
 import datasets
 from huggingface_hub import constants
 
+from .messages import shorten
+
 _HUB = "hf://datasets/"
 
 
@@ -168,9 +170,3 @@ def image_item(value: Any, base: str | None, place: str) -> dict[str, Any] | Non
     if base is None:
         raise ValueError(f"{place}: {shorten(path)} is a relative path. Say with `image_folder` where it starts from.")
     return {"bytes": None, "path": os.path.normpath(os.path.join(base, path))}
-
-
-def shorten(value: Any, length: int = 80) -> str:
-    """`repr` of a value, cut to a length that fits a message."""
-    text = repr(value)
-    return text if len(text) <= length else text[: length - 1] + "…"

@@ -42,7 +42,7 @@ def best_ranks(scores: torch.Tensor, relevant: torch.Tensor) -> torch.Tensor:
 
     ```python
     >>> import torch
-    >>> from vtfusion.training.image_text import best_ranks
+    >>> from vtfusion.training.image_text_retrieval import best_ranks
 
     >>> best_ranks(torch.tensor([[0.9, 0.5, 0.1]]), torch.tensor([[False, True, True]])).tolist()
     [1]

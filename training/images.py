@@ -24,6 +24,7 @@ from ..modeling_vtfusion import VTFusionPreTrainedModel
 from ..processing_vtfusion import VTFusionProcessor
 from .arguments import DataArguments
 from .files import UNFINISHED, find_damage, seal
+from .messages import at
 
 logger = logging.get_logger(__name__)
 
@@ -59,10 +60,6 @@ class ImageStore:
         """Keys of all images, without the blank one."""
         return list(self._places)
 
-    def where(self, key: str) -> str:
-        """The split and row in which an image occurs first, for messages."""
-        return self._first_seen.get(key, key)
-
     def add_split(self, split: str, dataset: Dataset, max_images: int | None = None) -> list[RowKeys]:
         """
         Takes in the images of a split.
@@ -86,7 +83,7 @@ class ImageStore:
                 key = self._key(image, split, index)
                 if key not in self._places:
                     self._places[key] = image["path"] if image.get("bytes") is None else (images, index, place)
-                    self._first_seen[key] = f"split '{split}', row {index}"
+                    self._first_seen[key] = at(f"{split} split", index, "images")
                 keys.append(key)
             rows.append(keys or None)
             progress.update()
@@ -101,7 +98,7 @@ class ImageStore:
             try:
                 self._path_keys[path] = hashlib.sha256(Path(path).read_bytes()).hexdigest()
             except OSError as error:
-                raise OSError(f"split '{split}', row {index}, field `images`: cannot read {path}: {error}") from error
+                raise OSError(f"{at(f'{split} split', index, 'images')}: cannot read {path}: {error}") from error
         return self._path_keys[path]
 
     def load(self, key: str) -> PIL.Image.Image | np.ndarray:
@@ -122,7 +119,7 @@ class ImageStore:
         try:
             return decode_image(image)
         except ValueError as error:
-            raise ValueError(f"{self.where(key)}, field `images`: {error}") from error
+            raise ValueError(f"{self._first_seen[key]}: {error}") from error
 
     def prepare(self, key: str, image: Any, processor: VTFusionProcessor) -> dict[str, torch.Tensor]:
         """
@@ -134,8 +131,8 @@ class ImageStore:
         try:
             return processor.encode_images([[image]])
         except ValueError as error:
-            message = str(error).removeprefix("row 0, ")
-            raise ValueError(f"{self.where(key)}, {message}") from error
+            message = str(error).removeprefix("row 0, ").removeprefix("field `images`: ")
+            raise ValueError(f"{self._first_seen.get(key, key)}: {message}") from error
 
     def find_bad(self, on_bad_image: str, processor: VTFusionProcessor) -> set[str]:
         """
@@ -154,15 +151,25 @@ class ImageStore:
             try:
                 self.prepare(key, self.load(key), processor)
             except ValueError as error:
-                _skip(error, on_bad_image)
+                skip_bad_image(str(error), on_bad_image)
                 bad.add(key)
         return bad
 
 
-def _skip(error: ValueError, on_bad_image: str) -> None:
+def skip_bad_image(problem: str, on_bad_image: str) -> None:
+    """
+    What `on_bad_image` says of an image that cannot be read or prepared: a warning, or the end.
+
+    Args:
+        problem (`str`): where the image is, and what is wrong with it.
+        on_bad_image (`str`): `"skip_image"`, or `"error"`.
+
+    Raises:
+        `ValueError`: it is `"error"`.
+    """
     if on_bad_image == "error":
-        raise ValueError(f"{error}. With --on_bad_image skip_image such rows count as without image.") from error
-    logger.warning("%s: counts as no image.", error)
+        raise ValueError(f"{problem}. With `on_bad_image` skip_image it counts as no image.")
+    logger.warning("%s: it counts as no image.", problem)
 
 
 def apply_condition(rows: Sequence[RowKeys], condition: str, seed: int = 0) -> list[RowKeys]:
@@ -304,7 +311,7 @@ class FeatureCache:
                 try:
                     images[key] = store.load(key)
                 except ValueError as error:
-                    _skip(error, on_bad_image)
+                    skip_bad_image(str(error), on_bad_image)
                     bad.add(key)
             return images
 
@@ -317,7 +324,7 @@ class FeatureCache:
                     try:
                         store.prepare(key, images[key], self.processor)
                     except ValueError as error:
-                        _skip(error, on_bad_image)
+                        skip_bad_image(str(error), on_bad_image)
                         bad.add(key)
                         del images[key]
                 return self.processor.encode_images([[image] for image in images.values()])

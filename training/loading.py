@@ -9,7 +9,7 @@ from transformers.utils import logging
 
 from ..modeling_vtfusion import VTFusionPreTrainedModel
 from ..processing_vtfusion import VTFusionProcessor
-from .arguments import ModelArguments
+from .arguments import DataArguments, ModelArguments
 from .lora import add_lora
 
 logger = logging.get_logger(__name__)
@@ -133,6 +133,24 @@ def checkpoint_head(args: ModelArguments) -> str | None:
         return None
     config = AutoConfig.from_pretrained(args.model_name_or_path, revision=args.model_revision)
     return (config.architectures or [None])[0]
+
+
+def trained_labels(
+    data_args: DataArguments, model_name_or_path: str | None, model_revision: str
+) -> tuple[list[str] | None, str | None]:
+    """
+    The labels and the problem type of a trained model that is only tested, where they say what the labels of the data
+    are; else `None` and `None`.
+
+    Args:
+        data_args ([`DataArguments`]): where the data is.
+        model_name_or_path (`str`, *optional*): the model.
+        model_revision (`str`): its branch, tag or commit.
+    """
+    if model_name_or_path is None or data_args.train_file is not None or data_args.dataset_name is not None:
+        return None, None
+    config = AutoConfig.from_pretrained(model_name_or_path, revision=model_revision)
+    return [config.id2label[index] for index in range(config.num_labels)], config.problem_type
 
 
 def _fresh_loss_weights(model_class: type[VTFusionPreTrainedModel], args: ModelArguments) -> dict[str, float]:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .messages import at
 from .tags import split_tag
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def _check_tags(name: str, sequences: Sequence[Sequence[str]]) -> None:
             except (TypeError, ValueError):
                 prefix = None
             if prefix not in ("O", "B", "I"):
-                raise ValueError(f"`{name}`, row {row}, position {position}: {tag!r} is not an IOB2 tag.")
+                raise ValueError(f"{at(row=row, field=name)}, position {position}: {tag!r} is not an IOB2 tag.")
 
 
 def compute_entity_metrics(

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..configuration_vtfusion import VTFusionConfig
-from .arguments import DataArguments, ModelArguments, VTFusionTrainingArguments
+from .arguments import DataArguments, ModelArguments, RunArguments, VTFusionTrainingArguments
 from .versions import package_versions
 
 _ABLATION = "## Did the picture help?"
@@ -51,13 +51,7 @@ def format_score(metric: str, value: float) -> str:
 
 
 def write_model_card(
-    config: VTFusionConfig,
-    results: Mapping[str, Any],
-    scores: Sequence[Score],
-    task: str,
-    model_args: ModelArguments,
-    data_args: DataArguments,
-    training_args: VTFusionTrainingArguments,
+    config: VTFusionConfig, results: Mapping[str, Any], scores: Sequence[Score], run_args: RunArguments
 ) -> ModelCard:
     """
     Writes `README.md` into `output_dir`.
@@ -66,12 +60,12 @@ def write_model_card(
         config ([`VTFusionConfig`]): of the model.
         results (`Mapping[str, Any]`): what will stand in `results.json`.
         scores (`Sequence[Score]`): the figures to show.
-        task (`str`): the task's name on the Hub, such as `"token-classification"`.
-        model_args, data_args, training_args: of the run.
+        run_args ([`RunArguments`]): what the run was told.
 
     Returns:
         `huggingface_hub.ModelCard`
     """
+    task, model_args, data_args, training_args = run_args
     encoders = describe_encoders(config, model_args)
     data_name, data_id = _data_name(data_args)
     name = (training_args.hub_model_id or os.path.basename(os.path.abspath(training_args.output_dir))).split("/")[-1]

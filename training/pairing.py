@@ -16,14 +16,12 @@ All but a manifest also take streams (`IterableDatasetDict`), and give streams b
 read, the same ones that they get in a `DatasetDict`. A stream is read by one process, so that it has no `num_proc`.
 """
 
-import csv
 import io
 import math
 import os
 import random
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,7 +29,6 @@ import numpy as np
 import PIL.Image
 import pyarrow as pa
 from datasets import (
-    ClassLabel,
     Dataset,
     DatasetDict,
     Features,
@@ -45,17 +42,17 @@ from datasets import (
 )
 from transformers.utils import logging
 
+from .bank_search import ImageRetriever, search_all
 from .files import UNFINISHED, claim_folder, release_folder
 from .image_bank import ImageBank
 from .image_paths import ImageFolders, image_item
-from .retrieval import ImageRetriever, search_all
-from .sources import named_encoding, read_json_object
+from .manifest import RowFinder, read_manifest
+from .messages import at
 from .streams import known_features, named_errors
 
-# See `_CACHE_VERSION` in `data.py`: raise it when what the functions below return changes.
+# See `CACHE_VERSION` in `sources.py`: raise it when what the functions below return changes.
 _CACHE_VERSION = 2
 _WRITTEN_AT_ONCE = 1000  # rows of a stream
-_LARGEST = float(np.finfo(np.float32).max)  # scores are stored as such
 
 STRATEGIES = ("manifest", "lexicon", "retrieval", "random", "blank", "none")
 BLANK_ID = "blank"
@@ -374,18 +371,19 @@ def pair_by_manifest(
     pictures: dict[str, tuple[int, str]] = {}  # what a line calls a picture → its place and its file
     seen: dict[tuple[str, int, int], int] = {}
     picked: dict[str, list[tuple[int, int, float]]] = {split: [] for split in dataset}
-    find = _RowFinder(dataset, id_column)
-    for line in _manifest_lines(path):
+    find = RowFinder(dataset, id_column)
+    for line in read_manifest(path):
         split, row = find(line)
         if line.image is None:
             continue
         if line.image not in pictures:
-            item = image_item(line.image, folders.base, f"{line.where}, field 'image'")
+            where = at(line.where, field="image")
+            item = image_item(line.image, folders.base, where)
             file = line.image if item is None else item["path"]
             if folders.outside([file]):
-                raise folders.refuse(file, f"{line.where}, field 'image'")
+                raise folders.refuse(file, where)
             if not os.path.isfile(file):
-                raise FileNotFoundError(f"{line.where}, field 'image': the image file {file} is missing.")
+                raise FileNotFoundError(f"{where}: the image file {file} is missing.")
             pictures[line.image] = len(pictures), file
         place = pictures[line.image][0]
         earlier = seen.setdefault((split, row, place), line.number)
@@ -413,169 +411,6 @@ def pair_by_manifest(
         }
 
     return _add_columns(dataset, pick, num_proc)
-
-
-@dataclass(frozen=True)
-class _ManifestLine:
-    where: str  # file and line, for messages
-    number: int
-    row: int | None
-    id: str | None
-    split: str | None
-    image: str | None
-    score: float | None
-
-
-def _manifest_lines(path: str) -> Iterator[_ManifestLine]:
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"The manifest {path} does not exist.")
-    read = {".jsonl": _json_objects, ".csv": _csv_objects}.get(os.path.splitext(path)[1].lower())
-    if read is None:
-        raise ValueError(f"The manifest {path} must end in .jsonl or .csv.")
-    number = 0
-    for number, fields in read(path):
-        yield _manifest_line(fields, f"{path}, line {number}", number)
-    if number == 0:
-        raise ValueError(f"The manifest {path} has no lines.")
-
-
-def _json_objects(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    with open(path, encoding="utf-8-sig") as file, named_encoding(path):
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            fields = read_json_object(line, f"{path}, line {number}")
-            if "image" not in fields:
-                raise ValueError(
-                    f"{path}, line {number}: the field 'image' is missing. For a text without a picture write null."
-                )
-            yield number, fields
-
-
-def _csv_objects(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    with open(path, encoding="utf-8-sig", newline="") as file, named_encoding(path):
-        reader = csv.DictReader(file)
-        try:
-            names = reader.fieldnames or []
-            if "image" not in names or not {"row", "id"} & set(names):
-                raise ValueError(
-                    f"{path}, line 1: expected a header with 'image' and 'row' or 'id', got "
-                    f"{', '.join(names) or 'nothing'}."
-                )
-            for fields in reader:
-                # CSV knows no types: an empty cell is a field that is not there.
-                values: dict[str, Any] = {name: value for name, value in fields.items() if value not in ("", None)}
-                for name, convert in (("row", int), ("score", float)):
-                    try:
-                        values[name] = convert(values[name])
-                    except KeyError:
-                        continue
-                    except ValueError:
-                        pass  # the check of all fields says what is wrong
-                yield reader.line_num, values
-        except csv.Error as error:
-            raise ValueError(f"{path}, line {reader.line_num + 1}: not valid CSV: {error}") from None
-
-
-def _manifest_line(fields: dict[str, Any], where: str, number: int) -> _ManifestLine:
-    row, text_id, split, image, score = (fields.get(name) for name in ("row", "id", "split", "image", "score"))
-    if (row is None) == (text_id is None):
-        raise ValueError(f"{where}: give either 'row' or 'id'.")
-    if row is not None and (not isinstance(row, int) or isinstance(row, bool) or row < 0):
-        raise ValueError(f"{where}: expected the index of a row, from 0, in the field 'row', got {row!r}.")
-    if text_id is not None and (not isinstance(text_id, str | int) or isinstance(text_id, bool)):
-        raise ValueError(f"{where}: expected a string or an integer in the field 'id', got {text_id!r}.")
-    if split is not None and not isinstance(split, str):
-        raise ValueError(f"{where}: expected the name of a split in the field 'split', got {split!r}.")
-    if image is not None and not isinstance(image, str):
-        raise ValueError(f"{where}: expected the path of a file or null in the field 'image', got {image!r}.")
-    if image and "://" in image:
-        raise ValueError(
-            f"{where}: {image!r} in the field 'image' is a URL. Nothing is downloaded here: download the images first."
-        )
-    is_number = isinstance(score, int | float) and not isinstance(score, bool)
-    if score is not None and not (is_number and -_LARGEST <= score <= _LARGEST):
-        raise ValueError(f"{where}: expected a number in the field 'score', got {score!r}.")
-    return _ManifestLine(where, number, row, None if text_id is None else str(text_id), split, image or None, score)
-
-
-class _RowFinder:
-    """Finds the split and row that a line of a manifest means."""
-
-    def __init__(self, dataset: DatasetDict, id_column: str | None):
-        self.dataset, self.id_column = dataset, id_column or "id"
-        self._places: dict[str, dict[str, int]] | None = None
-        self._repeated: dict[str, dict[str, int]] = {}
-
-    @property
-    def used_ids(self) -> bool:
-        return self._places is not None
-
-    def __call__(self, line: _ManifestLine) -> tuple[str, int]:
-        if line.split is not None and line.split not in self.dataset:
-            raise ValueError(
-                f"{line.where}, field 'split': the data set has no split {line.split!r}. It has: "
-                f"{', '.join(self.dataset)}."
-            )
-        if line.id is not None:
-            return self._find_id(line, line.id)
-        split = line.split
-        if split is None:
-            if len(self.dataset) > 1:
-                raise ValueError(
-                    f"{line.where}: say with 'split' which of {', '.join(self.dataset)} the row {line.row} belongs to."
-                )
-            split = next(iter(self.dataset))
-        row = line.row or 0
-        if row >= len(self.dataset[split]):
-            raise ValueError(
-                f"{line.where}, field 'row': there is no row {row} in the {split} split, which has "
-                f"{len(self.dataset[split]):,} rows (the first is row 0)."
-            )
-        return split, row
-
-    def _find_id(self, line: _ManifestLine, text_id: str) -> tuple[str, int]:
-        if self._places is None:
-            self._places = {split: self._read_ids(split) for split in self.dataset}
-        splits = list(self.dataset) if line.split is None else [line.split]
-        found = [split for split in splits if text_id in self._places[split]]
-        if not found:
-            where = "the data set" if line.split is None else f"the {line.split} split"
-            raise ValueError(
-                f"{line.where}, field 'id': no row of {where} has {text_id!r} in the column {self.id_column!r}."
-            )
-        if len(found) > 1:
-            raise ValueError(
-                f"{line.where}: the splits {' and '.join(found)} both have the id {text_id!r}. Say which with 'split'."
-            )
-        split, row = found[0], self._places[found[0]][text_id]
-        if text_id in self._repeated[split]:
-            raise ValueError(
-                f"{line.where}, field 'id': rows {row} and {self._repeated[split][text_id]} of the {split} split both have "
-                f"{text_id!r} in the column {self.id_column!r}. Name the text by 'row'."
-            )
-        return split, row
-
-    def _read_ids(self, split: str) -> dict[str, int]:
-        part = self.dataset[split]
-        if self.id_column not in part.column_names:
-            raise ValueError(
-                f"The manifest names texts by 'id', but the {split} split has no column {self.id_column!r} (`id_column`). "
-                f"It has: {', '.join(part.column_names)}."
-            )
-        feature = part.features[self.id_column]
-        # Nor may the ids be labels: pictures must not depend on them.
-        if not isinstance(feature, Value) or isinstance(feature, ClassLabel):
-            raise ValueError(f"The column {self.id_column!r} (`id_column`) holds {feature}, not strings or integers.")
-        places: dict[str, int] = {}
-        self._repeated[split] = {}
-        row = 0
-        for batch in part.select_columns([self.id_column]).iter(batch_size=10_000):
-            for value in batch[self.id_column]:
-                if value is not None and places.setdefault(str(value), row) != row:
-                    self._repeated[split].setdefault(str(value), row)
-                row += 1
-        return places
 
 
 # What the strategies share

@@ -160,29 +160,7 @@ def pairing_markdown(report: Mapping[str, Any]) -> str:
         ],
     )
     lines += [_MANIFEST_NOTE if report["strategy"] == "manifest" else _WORDS_NOTE, ""]
-
-    scored = {split: part["scores"] for split, part in coverage.items() if part["scores"]}
-    if scored:
-        lines += ["## Scores", ""]
-        lines += _table(
-            ["split", "mean", "std", "min", *(f"{float(q):.0%}" for q in _QUANTILES), "max"],
-            [
-                [
-                    split,
-                    *(f"{scores[name]:.3f}" for name in ("mean", "std", "min")),
-                    *(f"{value:.3f}" for value in scores["quantiles"].values()),
-                    f"{scores['max']:.3f}",
-                ]
-                for split, scores in scored.items()
-            ],
-        )
-        for split, scores in scored.items():
-            lines += [f"{split}:", "", "```"]
-            peak = max(bin_["count"] for bin_ in scores["histogram"])
-            for bin_ in scores["histogram"]:
-                bar = "█" * round(40 * bin_["count"] / peak)
-                lines.append(f"{bin_['from']:6.3f} – {bin_['to']:6.3f}  {bin_['count']:>9,}  {bar}".rstrip())
-            lines += ["```", ""]
+    lines += _scores({split: part["scores"] for split, part in coverage.items() if part["scores"]})
 
     lines += ["## Images per text", ""]
     sizes = sorted({size for part in coverage.values() for size in part["images_per_text"]}, key=int)
@@ -198,27 +176,58 @@ def pairing_markdown(report: Mapping[str, Any]) -> str:
             for split, part in coverage.items()
         ],
     )
-    analysis = report.get("label_analysis")
-    if analysis:
-        lines += ["## By entity type (reads the labels, afterwards)", "", analysis["note"], ""]
-        for split, types in analysis["splits"].items():
-            has_named = any("named" in counts for counts in types.values())
-            rows = []
-            for name, counts in types.items():
-                total = counts["entities"]
-                fields = ["with_image", *(["named"] if has_named else [])]
-                rows.append([name, f"{total:,}", *(f"{counts[f]:,} ({counts[f] / total:.1%})" for f in fields)])
-            header = [
-                split,
-                "entities",
-                "in a text with an image",
-                *(["their words gave an image"] if has_named else []),
-            ]
-            lines += _table(header, rows)
+    if report.get("label_analysis"):
+        lines += _entity_types(report["label_analysis"])
     lines += ["## Settings", ""]
     lines += _table(["setting", "value"], [[name, str(value)] for name, value in report["settings"].items()])
     lines += ["Versions: " + ", ".join(f"{name} {version}" for name, version in report["versions"].items()) + "."]
     return "\n".join(lines) + "\n"
+
+
+def _scores(scored: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Figures and a histogram for each split that has scores."""
+    if not scored:
+        return []
+    lines = ["## Scores", ""]
+    lines += _table(
+        ["split", "mean", "std", "min", *(f"{float(q):.0%}" for q in _QUANTILES), "max"],
+        [
+            [
+                split,
+                *(f"{scores[name]:.3f}" for name in ("mean", "std", "min")),
+                *(f"{value:.3f}" for value in scores["quantiles"].values()),
+                f"{scores['max']:.3f}",
+            ]
+            for split, scores in scored.items()
+        ],
+    )
+    for split, scores in scored.items():
+        lines += [f"{split}:", "", "```"]
+        peak = max(bin_["count"] for bin_ in scores["histogram"])
+        for bin_ in scores["histogram"]:
+            bar = "█" * round(40 * bin_["count"] / peak)
+            lines.append(f"{bin_['from']:6.3f} – {bin_['to']:6.3f}  {bin_['count']:>9,}  {bar}".rstrip())
+        lines += ["```", ""]
+    return lines
+
+
+def _entity_types(analysis: Mapping[str, Any]) -> list[str]:
+    """For each split which types of entities are in a text with an image."""
+    lines = ["## By entity type (reads the labels, afterwards)", "", analysis["note"], ""]
+    for split, types in analysis["splits"].items():
+        fields = {"with_image": "in a text with an image"}
+        if any("named" in counts for counts in types.values()):
+            fields["named"] = "their words gave an image"
+        rows = [
+            [
+                name,
+                f"{counts['entities']:,}",
+                *(f"{counts[f]:,} ({counts[f] / counts['entities']:.1%})" for f in fields),
+            ]
+            for name, counts in types.items()
+        ]
+        lines += _table([split, "entities", *fields.values()], rows)
+    return lines
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

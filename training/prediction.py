@@ -15,7 +15,10 @@ from .. import modeling_vtfusion
 from ..images_vtfusion import decode_image
 from ..pipeline_vtfusion import VTFusionPipeline
 from ..processing_vtfusion import VTFusionProcessor
-from .sources import find_columns, join_columns, load_sources, uncounted
+from .columns import find_columns, join_columns
+from .images import skip_bad_image
+from .messages import at
+from .sources import load_sources, uncounted
 
 # What the texts of a pipeline are usually called in people's files, best first.
 _COLUMNS = {
@@ -120,10 +123,7 @@ def decoded_examples(rows: Dataset, on_bad_image: str = "error") -> Iterator[dic
             try:
                 images.append(decode_image(image, allow_paths=True))
             except ValueError as error:
-                where = f"Row {index}, field `images`: {error}"
-                if on_bad_image == "error":
-                    raise ValueError(f"{where}. With `on_bad_image` skip_image it is left out.") from error
-                logging.get_logger(__name__).warning("%s. It is left out.", where)
+                skip_bad_image(f"{at(row=index, field='images')}: {error}", on_bad_image)
         yield {**row, "images": images or None}
 
 

@@ -8,16 +8,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset, DatasetDict, Features, List, Value
-from transformers import EvalPrediction
+from datasets import Dataset, DatasetDict
 
 from ..processing_vtfusion import VTFusionBatch, VTFusionProcessor
 from ..words_vtfusion import Span, TextRow
 from .arguments import QuestionDataArguments
 from .fine_tuning import limit_rows, read_records
 from .images import RowKeys
+from .messages import at
+from .question_data import load_question_answering_dataset
 from .squad_f1 import SquadF1, score_answer
-from .text_data import load_question_answering_dataset
+from .windows import gather_windows, map_to_windows
 
 
 def load_contexts(data_args: QuestionDataArguments) -> DatasetDict:
@@ -25,7 +26,7 @@ def load_contexts(data_args: QuestionDataArguments) -> DatasetDict:
     return limit_rows(load_question_answering_dataset(**data_args.source()), data_args)
 
 
-def encode_question_windows(
+def encode_contexts(
     dataset: Dataset, processor: VTFusionProcessor, image_keys: Sequence[RowKeys], num_proc: int | None = None
 ) -> Dataset:
     """
@@ -52,71 +53,40 @@ def encode_question_windows(
     tokenizer = processor.tokenizer
     limit = processor.window_length or tokenizer.model_max_length
     room = limit - tokenizer.num_special_tokens_to_add(pair=True)
-    inputs = {"input_ids": List(Value("int32")), "attention_mask": List(Value("int8"))}
-    if "token_type_ids" in tokenizer.model_input_names:
-        inputs["token_type_ids"] = List(Value("int8"))
-    # Said and not guessed: a first thousand rows without an image would make `image_keys` a column of nulls.
-    features = Features(
-        {
-            **inputs,
-            "start_positions": Value("int32"),
-            "end_positions": Value("int32"),
-            "token_spans": List(List(Value("int32"))),
-            "row": Value("int64"),
-            "length": Value("int32"),
-            "image_keys": List(Value("string")),
-        }
-    )
 
-    def encode(batch: dict[str, list], indices: list[int]) -> dict[str, list]:
+    def encode(batch: dict[str, list]) -> dict[str, list]:
         answers = []
-        for row, question, context, given in zip(
-            indices, batch["question"], batch["context"], batch["answers"], strict=True
-        ):
+        fields = (batch[name] for name in ("row", "question", "context", "answers"))
+        for row, question, context, given in zip(*fields, strict=True):
             for name, text in (("question", question), ("context", context)):
                 if not isinstance(text, str):
-                    raise ValueError(f"row {row}, field `{name}`: expected a string, got {text!r}")
+                    raise ValueError(f"{at(row=row, field=name)}: expected a string, got {text!r}")
             answers.append(read_answers(given, context, row))
         questions = tokenizer(batch["question"], add_special_tokens=False, verbose=False)["input_ids"]
-        for row, tokens in zip(indices, questions, strict=True):
+        for row, tokens in zip(batch["row"], questions, strict=True):
             # Token 0 stands for "no answer" and must be no part of one. Many language models put nothing like [CLS]
             # before a text; it is then the question's first token, and so the question must have one.
             if not tokens:
-                raise ValueError(f"row {row}, field `question`: it is empty, or nothing that the tokenizer knows")
+                raise ValueError(f"{at(row=row, field='question')}: it is empty, or nothing that the tokenizer knows")
             if len(tokens) >= room:
                 raise ValueError(
-                    f"row {row}, field `question`: its {len(tokens)} tokens leave no room for the context in a window of "
+                    f"{at(row=row, field='question')}: its {len(tokens)} tokens leave no room for the context in a window of "
                     f"{limit}; raise `max_length`"
                 )
         windows = processor.encode_text(
             batch["context"], text_pair=batch["question"], pair_first=True, return_token_spans=True
         )
-        of_row: list[list[np.ndarray]] = [[] for _ in indices]
+        windows.pop("word_positions")
+        windows["token_spans"] = [spans.astype(np.int32) for spans in windows["token_spans"]]  # half the disk
+        of_row: list[list[np.ndarray]] = [[] for _ in answers]
         for row, spans in zip(windows["row"], windows["token_spans"], strict=True):
             of_row[row].append(spans)
         positions = [place for parts in map(answer_positions, of_row, answers) for place in parts]
-        rows = [indices[row] for row in windows["row"]]
-        return {
-            **{name: windows[name] for name in inputs},
-            "start_positions": [start for start, _ in positions],
-            "end_positions": [end for _, end in positions],
-            "token_spans": windows["token_spans"],
-            "row": rows,
-            "length": [len(ids) for ids in windows["input_ids"]],
-            "image_keys": [image_keys[row] for row in rows],
-        }
+        windows["start_positions"] = [start for start, _ in positions]
+        windows["end_positions"] = [end for _, end in positions]
+        return windows
 
-    return dataset.map(
-        encode,
-        batched=True,
-        with_indices=True,
-        remove_columns=dataset.column_names,
-        features=features,
-        num_proc=num_proc,
-        # A cached result would outlive a change of the processor's code.
-        load_from_cache_file=False,
-        desc="Tokenizing",
-    )
+    return map_to_windows(dataset, encode, image_keys, num_proc)
 
 
 def read_answers(answers: Mapping[str, Sequence[Any]] | None, context: str, row: int) -> list[Span]:
@@ -134,16 +104,18 @@ def read_answers(answers: Mapping[str, Sequence[Any]] | None, context: str, row:
     Raises:
         ValueError: if an answer is blank or not there.
     """
-    where = f"row {row}, field `answers`: "
+    place = at(row=row, field="answers")
     if answers is None or len(answers["text"]) != len(answers["answer_start"]):
-        raise ValueError(f'{where}expected {{"text": […], "answer_start": […]}}, lists of one length, got {answers!r}')
+        raise ValueError(
+            f'{place}: expected {{"text": […], "answer_start": […]}}, lists of one length, got {answers!r}'
+        )
     spans = []
     for text, start in zip(answers["text"], answers["answer_start"], strict=True):
         if not text.strip():
-            raise ValueError(f"{where}{text!r} is blank; where there is no answer both lists are empty")
+            raise ValueError(f"{place}: {text!r} is blank; where there is no answer both lists are empty")
         found = context[max(start, 0) : max(start, 0) + len(text)]
         if start < 0 or found != text:
-            raise ValueError(f"{where}{text!r} should stand at character {start} of the context, where {found!r} is")
+            raise ValueError(f"{place}: {text!r} should stand at character {start} of the context, where {found!r} is")
         start += len(text) - len(text.lstrip())
         spans.append((start, start + len(text.strip())))
     return spans
@@ -181,7 +153,7 @@ class QuestionEvaluator:
 
     Args:
         dataset (`datasets.Dataset`): with `id`, `question`, `context` and `answers`.
-        windows (`datasets.Dataset`): made from it by [`encode_question_windows`], in the order in which they are
+        windows (`datasets.Dataset`): made from it by [`encode_contexts`], in the order in which they are
             predicted.
         processor ([`VTFusionProcessor`]): puts windows back together.
         n_best (`int`, *optional*, defaults to 20): the most answers in a record.
@@ -238,13 +210,8 @@ class QuestionEvaluator:
     ) -> tuple[SimpleNamespace, VTFusionBatch]:
         """Outputs and batch of the whole split, for the processor's `post_process_…` methods."""
         start_logits, end_logits, gates = (torch.from_numpy(np.asarray(array)) for array in predictions)
-        token_spans = np.full((*start_logits.shape, 2), -1)
-        for window, spans in enumerate(self.token_spans):
-            token_spans[window, : len(spans)] = spans
-        data = {}
-        if image_keys is not None:
-            data["image_mask"] = torch.tensor([[int(bool(image_keys[row]))] for row in self.row_of_window])
-        batch = VTFusionBatch(data, rows=self.rows, row_of_window=self.row_of_window, token_spans=token_spans)
+        length = start_logits.shape[1]
+        batch = gather_windows(self.rows, self.row_of_window, length, image_keys, token_spans=self.token_spans)
         return SimpleNamespace(start_logits=start_logits, end_logits=end_logits, fusion_gate=gates), batch
 
     def rank(
@@ -278,9 +245,6 @@ class QuestionEvaluator:
             )
             scores |= {f"Later_{name}": later[name] for name in ("exact_match", "f1", "total")}
         return scores
-
-    def __call__(self, prediction: EvalPrediction) -> dict[str, float | int]:
-        return self.score(self.answers(prediction.predictions))
 
     def report(self, scores: Mapping[str, float | int]) -> str:
         """The scores as a table: all questions and, where they are of several kinds, each kind."""

@@ -1,16 +1,16 @@
 """Reading a named data set or files row by row, for what is too large to be kept on the disk as a whole."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Unpack
 
 from datasets import Audio, Dataset, Features, Image, IterableDataset, List, Video, load_dataset, load_from_disk
 from datasets.exceptions import DatasetGenerationError
 
-from .files import UNFINISHED
 from .image_paths import ImageFolders
-from .sources import METADATA_FILES, READERS, check_one_origin, uncounted
+from .sources import READERS, Source, StreamOrigin, data_path, given_files, image_base, saved_folder, uncounted
 
 _LOOKED_AT = 1000
 
@@ -32,56 +32,46 @@ class StreamSource:
     where: str
     folders: ImageFolders
 
+    def with_columns(self, names: Iterable[str]) -> Source:
+        """A [`Source`] with columns of these names, which is all that the finders of columns look at."""
+        return Source(Dataset.from_dict({name: [0] for name in names}), self.where, self.folders)
+
 
 def open_streams(
     dataset_name: str | None = None,
-    dataset_config_name: str | None = None,
-    train_file: str | os.PathLike | None = None,
-    validation_file: str | os.PathLike | None = None,
-    test_file: str | os.PathLike | None = None,
-    image_folder: str | os.PathLike | None = None,
+    *,
     open_text_file: OpenTextFile | None = None,
     text_endings: Sequence[str] = (),
-    allow_outside_paths: bool = False,
+    **origin: Unpack[StreamOrigin],
 ) -> dict[str, StreamSource]:
     """
     What [`~training.sources.load_sources`] reads, as streams: nothing is downloaded or copied as a whole.
 
     Args:
         dataset_name (`str`, *optional*): a data set on the Hub, or a folder with one.
-        dataset_config_name (`str`, *optional*): its configuration.
-        train_file, validation_file, test_file (`str` or `os.PathLike`, *optional*): files or folders, instead of
-            `dataset_name`.
-        image_folder (`str` or `os.PathLike`, *optional*): what relative image paths start from, if not the folder of
-            the file.
         open_text_file (`Callable`, *optional*): takes a path and reads all other text files. Without it they are
             refused.
         text_endings (`Sequence[str]`, *optional*): files that it reads, although `datasets` could.
-        allow_outside_paths (`bool`, *optional*, defaults to `False`): as there.
+        origin (*optional*): see [`StreamOrigin`].
 
     Returns:
         `dict[str, StreamSource]`: the splits, in the order in which they were given.
 
     Raises:
         `ValueError`: Nothing or too much is given, or a file has another ending.
-        `FileNotFoundError`: A file does not exist.
+        `FileNotFoundError`: A file or the image folder does not exist.
     """
-    files = check_one_origin(dataset_name, train_file, validation_file, test_file)
-    base = None if image_folder is None else os.path.abspath(os.path.expanduser(image_folder))
+    files = given_files(dataset_name, origin)
     if dataset_name is None:
-        return {
-            split: _open_file(file, split, base, open_text_file, text_endings, allow_outside_paths)
-            for split, file in files.items()
-        }
-    folder = os.path.abspath(os.path.expanduser(dataset_name))
-    if os.path.isfile(os.path.join(folder, "dataset_dict.json")):
+        return {split: _open_file(file, split, origin, open_text_file, text_endings) for split, file in files.items()}
+    base, allow_outside_paths = image_base(origin), origin.get("allow_outside_paths", False)
+    folder = saved_folder(dataset_name)
+    if folder is not None:
         loaded = {split: rows.to_iterable_dataset() for split, rows in load_from_disk(folder).items()}
         folders = ImageFolders.of_file(folder, base, allow_outside_paths)
-    elif os.path.isdir(os.path.join(folder, UNFINISHED)):
-        raise ValueError(f"{folder} was not written to its end: run what wrote it again.")
     else:
-        with uncounted() if os.path.isdir(folder) else nullcontext():
-            loaded = load_dataset(dataset_name, dataset_config_name, streaming=True)
+        with uncounted(dataset_name):
+            loaded = load_dataset(dataset_name, origin.get("dataset_config_name"), streaming=True)
         folders = ImageFolders.of_name(dataset_name, base, allow_outside_paths)
     return {
         str(split): StreamSource(stream, f"{split} split of {dataset_name}", folders)
@@ -90,38 +80,29 @@ def open_streams(
 
 
 def _open_file(
-    file: str,
-    split: str,
-    base: str | None,
-    open_text_file: OpenTextFile | None,
-    text_endings: Sequence[str],
-    allow_outside_paths: bool,
+    file: str, split: str, origin: StreamOrigin, open_text_file: OpenTextFile | None, text_endings: Sequence[str]
 ) -> StreamSource:
-    path = os.path.abspath(os.path.expanduser(file))
-    if os.path.isfile(os.path.join(path, "state.json")):
-        folders = ImageFolders.of_file(path, base, allow_outside_paths)
-        return StreamSource(load_from_disk(path).to_iterable_dataset(), f"{split} split ({path})", folders)
+    path = data_path(file, split)
+    folder = path if os.path.isdir(path) else os.path.dirname(path)
+    where = f"{split} split ({path})"
+    folders = ImageFolders.of_file(folder, image_base(origin), origin.get("allow_outside_paths", False))
     if os.path.isdir(path):
-        found = [name for name in METADATA_FILES if os.path.isfile(os.path.join(path, name))]
-        path = os.path.join(path, (found or METADATA_FILES)[0])
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"The file {path} given for the {split} split does not exist.")
+        return StreamSource(load_from_disk(path).to_iterable_dataset(), where, folders)
     ending = os.path.splitext(path)[1].lower()
     if open_text_file is not None and ending in text_endings:
         stream = open_text_file(path)
     elif ending in READERS:
         builder, options = READERS[ending]
         try:
-            with uncounted(), named_errors(f"{split} split ({path})"):
+            with uncounted(), named_errors(where):
                 stream = load_dataset(builder, data_files={split: [path]}, split=split, streaming=True, **options)
         except StopIteration:  # what `datasets` says of a JSON file without anything in it
-            raise ValueError(f"{split} split ({path}) has no rows.") from None
+            raise ValueError(f"{where} has no rows.") from None
     elif open_text_file is not None:
         stream = open_text_file(path)
     else:
         raise ValueError(f"{path} cannot be streamed: its ending is none of {', '.join(READERS)}.")
-    folders = ImageFolders.of_file(os.path.dirname(path), base, allow_outside_paths)
-    return StreamSource(stream, f"{split} split ({path})", folders)
+    return StreamSource(stream, where, folders)
 
 
 @contextmanager

@@ -8,15 +8,16 @@ from typing import Any
 import numpy as np
 import torch
 from datasets import Dataset, DatasetDict
-from transformers import AutoConfig, EvalPrediction
 
 from ..processing_vtfusion import VTFusionBatch, VTFusionProcessor
 from ..words_vtfusion import TextRow, read_text
 from .arguments import TokenDataArguments
-from .data import load_token_classification_dataset
-from .fine_tuning import limit_rows, map_to_windows, read_records
+from .fine_tuning import limit_rows, read_records
 from .images import RowKeys
+from .loading import trained_labels
 from .metrics import compute_entity_metrics, entity_counts, entity_report
+from .token_data import load_token_classification_dataset
+from .windows import gather_windows, map_to_windows
 
 
 def load_splits(
@@ -34,12 +35,10 @@ def load_splits(
     Returns:
         `DatasetDict`: see [`load_token_classification_dataset`].
     """
-    label_names = None
-    if model_name_or_path is not None and data_args.train_file is None and data_args.dataset_name is None:
-        trained = AutoConfig.from_pretrained(model_name_or_path, revision=model_revision)
-        label_names = [trained.id2label[index] for index in range(trained.num_labels)]
-    dataset = load_token_classification_dataset(**data_args.source(), label_names=label_names)
-    return limit_rows(dataset, data_args)
+    source = data_args.source()
+    if data_args.labels is None:
+        source["labels"], _ = trained_labels(data_args, model_name_or_path, model_revision)
+    return limit_rows(load_token_classification_dataset(**source), data_args)
 
 
 def encode_windows(
@@ -95,13 +94,9 @@ class WordEvaluator:
     ) -> tuple[SimpleNamespace, VTFusionBatch]:
         """Outputs and batch of the whole split, for the processor's `post_process_…` methods."""
         logits, gates = (torch.from_numpy(np.asarray(array)) for array in predictions)
-        positions = np.full(logits.shape[:2], -1)
-        for window, values in enumerate(self.word_positions):
-            positions[window, : len(values)] = values
-        data = {}
-        if image_keys is not None:
-            data["image_mask"] = torch.tensor([[int(bool(image_keys[row]))] for row in self.row_of_window])
-        batch = VTFusionBatch(data, rows=self.rows, row_of_window=self.row_of_window, word_positions=positions)
+        batch = gather_windows(
+            self.rows, self.row_of_window, logits.shape[1], image_keys, word_positions=self.word_positions
+        )
         return SimpleNamespace(logits=logits, fusion_gate=gates), batch
 
     def answers(self, predictions: tuple[np.ndarray, np.ndarray]) -> list[list[str]]:
@@ -112,9 +107,6 @@ class WordEvaluator:
     def score(self, tags: Sequence[Sequence[str]]) -> dict[str, float | int]:
         """Strict entity scores of these tags, see [`compute_entity_metrics`]."""
         return compute_entity_metrics(tags, self.references)
-
-    def __call__(self, prediction: EvalPrediction) -> dict[str, float | int]:
-        return self.score(self.answers(prediction.predictions))
 
     def report(self, scores: Mapping[str, float | int]) -> str:
         """The table of scores per entity type."""

@@ -6,14 +6,16 @@ from typing import Any
 
 import numpy as np
 from datasets import Dataset, DatasetDict
-from transformers import AutoConfig, EvalPrediction
 
 from ..processing_vtfusion import VTFusionProcessor
 from .arguments import AnswerDataArguments
-from .classification import MULTI, SINGLE, mean_by_row, to_probabilities
-from .fine_tuning import limit_rows, map_to_windows, read_records
+from .classification import mean_by_row, to_probabilities
+from .classification_data import MULTI, SINGLE
+from .fine_tuning import limit_rows, read_records
 from .images import RowKeys
-from .text_data import load_visual_question_answering_dataset
+from .loading import trained_labels
+from .question_data import load_visual_question_answering_dataset
+from .windows import map_to_windows
 
 
 def load_questions(
@@ -29,13 +31,9 @@ def load_questions(
             those to choose from.
         model_revision (`str`, *optional*, defaults to `"main"`): its branch, tag or commit.
     """
-    names, problem_type = None, None
-    if model_name_or_path is not None and data_args.train_file is None and data_args.dataset_name is None:
-        trained = AutoConfig.from_pretrained(model_name_or_path, revision=model_revision)
-        names = [trained.id2label[index] for index in range(trained.num_labels)]
-        problem_type = trained.problem_type
+    known, problem_type = trained_labels(data_args, model_name_or_path, model_revision)
     dataset, names = load_visual_question_answering_dataset(
-        **data_args.source(), answer_names=names, max_answers=data_args.max_answers
+        **data_args.source(), answer_names=known, max_answers=data_args.max_answers
     )
     if problem_type is None:
         answers = next(iter(dataset.values()))["answers"]
@@ -124,9 +122,6 @@ class AnswerEvaluator:
             "answerable": float(np.mean([bool(known & true.keys()) for true in self.true])),
             "support": len(self.true),
         }
-
-    def __call__(self, prediction: EvalPrediction) -> dict[str, float | int]:
-        return self.score(self.answers(prediction.predictions))
 
     def report(self, scores: Mapping[str, float | int]) -> str:
         """The scores in words."""

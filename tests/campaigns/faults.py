@@ -465,7 +465,7 @@ def load_pairs(output: Path) -> list[str]:
     answer = output.with_name(f"{output.name}.pairs")
 
     def load() -> None:
-        from vtfusion.training.data import load_token_classification_dataset
+        from vtfusion.training.token_data import load_token_classification_dataset
 
         try:
             rows = load_token_classification_dataset(str(output), allow_outside_paths=True)["train"]
@@ -543,9 +543,9 @@ def gather_features(world: Path, cache_dir: Path, answer: Path) -> None:
 
     from vtfusion import VTFusionForTokenClassification
     from vtfusion.training.arguments import ModelArguments
-    from vtfusion.training.data import load_token_classification_dataset
     from vtfusion.training.images import BLANK_KEY, FeatureCache, ImageStore
     from vtfusion.training.loading import load_model
+    from vtfusion.training.token_data import load_token_classification_dataset
 
     torch.manual_seed(0)
     rows = load_token_classification_dataset(str(world / "data"))["train"]

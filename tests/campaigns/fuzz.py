@@ -56,12 +56,12 @@ with instrumented:
     from tokenizers_for_tests import TOKENIZERS
     from vtfusion import VTFusionProcessor
     from vtfusion.images_vtfusion import decode_image
-    from vtfusion.training.data import load_token_classification_dataset, open_token_streams
     from vtfusion.training.image_bank import ImageBank
     from vtfusion.training.images import ImageStore
     from vtfusion.training.pairing import pair_by_lexicon, pair_by_manifest
     from vtfusion.training.streams import named_errors
     from vtfusion.training.tags import SCHEMES, detect_scheme, find_stray_inside_tags, split_tag, to_iob2
+    from vtfusion.training.token_data import load_token_classification_dataset, open_token_streams
 
 LABELS = {0: "O", 1: "B-X", 2: "I-X"}
 EXPECTED = (ValueError, TypeError, OSError)
@@ -129,7 +129,7 @@ def image(data: bytes) -> None:
     keys = store.add_split("train", rows)[0]
     pixels, error = outcome(lambda: store.load(keys[0]))
     if error is not None:
-        return hold(str(error).startswith("split 'train', row 0, field `images`: a.jpg"), f"no place: {error}")
+        return hold(str(error).startswith("train split, row 0, field `images`: a.jpg"), f"no place: {error}")
     hold(pixels.dtype == np.uint8 and pixels.ndim == 3 and pixels.shape[2] == 3 and pixels.size, f"{pixels.shape}")
     hold(pixels.shape[0] * pixels.shape[1] <= PIL.Image.MAX_IMAGE_PIXELS, f"too large: {pixels.shape}")
     hold(np.array_equal(decode_image(data), pixels), "other pixels the second time")

@@ -59,12 +59,13 @@ TESTS = {
     "base_vtfusion": [*MODELS, "tests/test_generation_vtfusion.py", "tests/test_pipeline_vtfusion.py"],
     "modeling_vtfusion": [*MODELS, "tests/test_question_answering.py"],
     "visual_vtfusion": MODELS,
+    "training.manifest": ["tests/test_pairing.py", "tests/test_image_paths.py"],
     "training.pairing": ["tests/test_pairing.py", "tests/test_image_paths.py", "tests/test_contact_sheet.py"],
 }
 GROUPS = {
     "processing": ["processing_vtfusion", "postprocessing_vtfusion", "words_vtfusion", "images_vtfusion"],
     "modeling maths": ["fusion_vtfusion", "base_vtfusion", "modeling_vtfusion", "visual_vtfusion"],
-    "pairing": ["training.pairing"],
+    "pairing": ["training.pairing", "training.manifest"],
 }
 # Beyond it a fork that allocates without end is stopped.
 _MEMORY = 16 * 2**30

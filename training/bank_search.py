@@ -47,7 +47,7 @@ class Embedder:
     Example:
 
     ```python
-    >>> from vtfusion.training.retrieval import Embedder
+    >>> from vtfusion.training.bank_search import Embedder
 
     >>> embedder = Embedder.from_pretrained("sentence-transformers/all-MiniLM-L6-v2")  # doctest: +SKIP
     >>> embedder.embed_texts(["A dog runs.", "A puppy is running."]).shape  # doctest: +SKIP
@@ -238,7 +238,7 @@ class ImageRetriever:
 
     ```python
     >>> from vtfusion.training.image_bank import BankImage, ImageBank
-    >>> from vtfusion.training.retrieval import Embedder, ImageRetriever
+    >>> from vtfusion.training.bank_search import Embedder, ImageRetriever
 
     >>> bank = ImageBank([BankImage("1", "1.jpg", captions=("A dog runs .", "A puppy plays .")), BankImage("2", "2.jpg", "boat")])
     >>> embedder = Embedder.from_pretrained("sentence-transformers/all-MiniLM-L6-v2")  # doctest: +SKIP

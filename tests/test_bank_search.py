@@ -9,8 +9,8 @@ from transformers import AutoModel, CLIPConfig, CLIPModel, SiglipConfig, SiglipM
 
 from tiny import TEXT
 from tokenizers_for_tests import TOKENIZERS
+from vtfusion.training.bank_search import Embedder, ImageRetriever
 from vtfusion.training.image_bank import BankImage, ImageBank
-from vtfusion.training.retrieval import Embedder, ImageRetriever
 
 TEXTS = ["john smith", "the quick brown fox jumps over the lazy dog", "", "paris", "new york is new", " \t"]
 CAPTIONS = {

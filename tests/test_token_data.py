@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Value, load_dataset
 
-from vtfusion.training.data import load_token_classification_dataset, open_token_streams
+from vtfusion.training.token_data import load_token_classification_dataset, open_token_streams
 
 ROWS = [
     {"id": "a", "tokens": ["Anna", "Lee", "in", "Rome"], "ner_tags": ["B-PER", "I-PER", "O", "B-LOC"]},
@@ -165,8 +165,8 @@ def test_streams_by_name_and_by_column(tmp_path):
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([{"tokens": ["a"]}, {"tokens": []}], r"train split \(.*\), row 1, column 'tokens': there are no words"),
-        ([{"tokens": [1, 2]}], r"row 0, column 'tokens': expected strings, got 1 \(int\) at position 0"),
+        ([{"tokens": ["a"]}, {"tokens": []}], r"train split \(.*\), row 1, field `tokens`: there are no words"),
+        ([{"tokens": [1, 2]}], r"row 0, field `tokens`: expected strings, got 1 \(int\) at position 0"),
         ([{"text": "a b"}], "say with `tokens_column` which of these columns to read: text"),
     ],
 )
@@ -209,7 +209,7 @@ def test_a_hub_name_goes_to_load_dataset(load, monkeypatch, tmp_path):
         return DatasetDict({"train": Dataset.from_list(ROWS), "test": Dataset.from_list(ROWS)})
 
     monkeypatch.setattr("vtfusion.training.sources.load_dataset", load_dataset)
-    dataset = load("someone/ner", "en", revision="v1")
+    dataset = load("someone/ner", dataset_config_name="en", revision="v1")
     assert seen == [(("someone/ner", "en"), {"revision": "v1", "cache_dir": str(tmp_path / "cache")})]
     assert list(dataset) == ["train", "test"]
     assert_is_rows(dataset["test"])
@@ -266,7 +266,7 @@ def test_conll_of_tweets(load, tmp_path):
     paths = [row and row[0]["path"] for row in paired["images"]]
     assert paths == [None, str(tmp_path / "pictures" / "7.png"), str(tmp_path / "pictures" / "8.jpg")]
     (tmp_path / "pictures" / "8.jpg").unlink()
-    with pytest.raises(FileNotFoundError, match=r"row 2, column 'image': the image file .*8\.jpg is missing"):
+    with pytest.raises(FileNotFoundError, match=r"row 2, field `image`: the image file .*8\.jpg is missing"):
         load(train_file=tmp_path / "a.txt", image_folder=tmp_path / "pictures")
 
 
@@ -279,7 +279,7 @@ def test_conll_of_tweets(load, tmp_path):
         ("EU\nsays\n", r"line 1: expected a word and its tag .* got 'EU'"),
         ("-DOCSTART- O\n\n\n", "has no sentence in it"),
         ("", "is empty"),
-        ("EU O\n\nsays PER\n", r"train split .*row 1, column 'ner_tags', position 0: 'PER' is not an entity tag"),
+        ("EU O\n\nsays PER\n", r"train split .*row 1, field `ner_tags`, position 0: 'PER' is not an entity tag"),
     ],
 )
 def test_bad_conll_lines_are_named(load, tmp_path, text, message):
@@ -366,25 +366,25 @@ def test_integer_tags_with_class_label_keep_the_order_of_the_labels(load, tmp_pa
     assert dataset["train"]["ner_tags"][0] == [1, 1, 2]
 
 
-def test_integer_tags_with_label_names(load, tmp_path):
+def test_integer_tags_with_labels(load, tmp_path):
     file = write_jsonl(tmp_path / "a.jsonl", [{"tokens": ["Rome", "x"], "ner_tags": [2, 0]}])
-    with pytest.raises(ValueError, match=r"column 'ner_tags' are integers. Say what they mean with `label_names`"):
+    with pytest.raises(ValueError, match=r"field `ner_tags`: the tags are integers. Say what they mean with `labels`"):
         load(train_file=file)
-    dataset = load(train_file=file, label_names=["O", "B-PER", "B-LOC"])
+    dataset = load(train_file=file, labels=["O", "B-PER", "B-LOC"])
     assert names(dataset) == ["O", "B-PER", "B-LOC"]
     assert dataset["train"]["ner_tags"][0] == [2, 0]
-    with pytest.raises(ValueError, match="row 0, column 'ner_tags', position 0: the tag is 2, but there are 2 label"):
-        load(train_file=file, label_names=["O", "B-PER"])
+    with pytest.raises(ValueError, match="row 0, field `ner_tags`, position 0: the tag is 2, but there are 2 label"):
+        load(train_file=file, labels=["O", "B-PER"])
 
 
-def test_label_names_fix_the_labels_of_string_tags(load, tmp_path):
+def test_labels_fix_the_order_of_string_tags(load, tmp_path):
     file = write_jsonl(tmp_path / "a.jsonl", ROWS)
     order = ["B-PER", "I-PER", "B-LOC", "I-LOC", "O"]
-    dataset = load(train_file=file, label_names=order)
+    dataset = load(train_file=file, labels=order)
     assert names(dataset) == order
     assert dataset["train"]["ner_tags"][0] == [0, 1, 4, 2]
-    with pytest.raises(ValueError, match="row 0: the label 'B-LOC' is not among the `label_names`"):
-        load(train_file=file, label_names=["O", "B-PER", "I-PER"])
+    with pytest.raises(ValueError, match="row 0: the label 'B-LOC' is not among the `labels`"):
+        load(train_file=file, labels=["O", "B-PER", "I-PER"])
 
 
 # Rows and columns
@@ -397,15 +397,15 @@ MIXED = "cannot be read as json: .* changed from string to number in row 2"
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"tokens": ["a", "b"], "ner_tags": ["O"]}, "2 words in column 'tokens' but 1 tags in column 'ner_tags'"),
-        ({"tokens": [], "ner_tags": []}, "column 'tokens': there are no words"),
+        ({"tokens": ["a", "b"], "ner_tags": ["O"]}, "2 words in field `tokens` but 1 tags in field `ner_tags`"),
+        ({"tokens": [], "ner_tags": []}, "field `tokens`: there are no words"),
         ({"tokens": ["a", 1], "ner_tags": ["O", "O"]}, rf"expected strings, got 1 \(int\) at position 1|{MIXED}"),
         ({"tokens": ["a", None], "ner_tags": ["O", "O"]}, r"expected strings, got None \(NoneType\) at position 1"),
-        ({"tokens": None, "ner_tags": ["O"]}, "column 'tokens': expected a list of words, got None"),
-        ({"tokens": ["a"], "ner_tags": None}, "column 'ner_tags': expected a list of tags, got None"),
-        ({"tokens": ["a"]}, "column 'ner_tags': expected a list of tags, got None"),
+        ({"tokens": None, "ner_tags": ["O"]}, "field `tokens`: expected a list of words, got None"),
+        ({"tokens": ["a"], "ner_tags": None}, "field `ner_tags`: expected a list of tags, got None"),
+        ({"tokens": ["a"]}, "field `ner_tags`: expected a list of tags, got None"),
         ({"tokens": ["a"], "ner_tags": [None]}, "position 0: expected a tag such as 'B-PER', got None"),
-        ({"tokens": ["a"], "ner_tags": ["PER"]}, "column 'ner_tags', position 0: 'PER' is not an entity tag"),
+        ({"tokens": ["a"], "ner_tags": ["PER"]}, "field `ner_tags`, position 0: 'PER' is not an entity tag"),
         ({"tokens": ["a"], "ner_tags": [1]}, f"position 0: the tag is the integer 1. Say what|{MIXED}"),
     ],
 )
@@ -555,7 +555,7 @@ def test_missing_image_files_are_found_before_training(load, pictures):
     with pytest.raises(FileNotFoundError) as error:
         load(train_file=file)
     message = str(error.value)
-    assert f"train split ({file}), row 2, column 'image': the image file {pictures / 'images' / 'gone.png'}" in message
+    assert f"train split ({file}), row 2, field `image`: the image file {pictures / 'images' / 'gone.png'}" in message
     assert "1 other" in message
 
     for name in ("gone.png", "lost.png"):
@@ -563,7 +563,7 @@ def test_missing_image_files_are_found_before_training(load, pictures):
     assert load(train_file=file)["train"]["images"][2] is not None
     (pictures / "images" / "lost.png").unlink()
     with pytest.raises(
-        FileNotFoundError, match=r"row 4, column 'image': the image file .*lost\.png"
+        FileNotFoundError, match=r"row 4, field `image`: the image file .*lost\.png"
     ):  # not hidden by the cache
         load(train_file=file)
 
@@ -571,7 +571,7 @@ def test_missing_image_files_are_found_before_training(load, pictures):
 @pytest.mark.parametrize(
     ("image", "message"),
     [
-        (3, "row 2, column 'image': expected the path of an image, its bytes, or a dict .* got 3"),
+        (3, "row 2, field `image`: expected the path of an image, its bytes, or a dict .* got 3"),
         ({"bytes": "text"}, "expected the path of an image, its bytes, or a dict"),
         ("https://example.org/a.png", "is a URL. Nothing is downloaded here"),
     ],

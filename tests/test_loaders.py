@@ -1,3 +1,5 @@
+"""Texts with labels, questions with answers and captions, from files of every form and from real data."""
+
 import json
 import logging
 from collections import Counter
@@ -7,12 +9,9 @@ import pandas as pd
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Value
 
-from vtfusion.training.text_data import (
-    load_caption_dataset,
-    load_classification_dataset,
-    load_question_answering_dataset,
-    load_visual_question_answering_dataset,
-)
+from vtfusion.training.caption_data import load_caption_dataset
+from vtfusion.training.classification_data import load_classification_dataset
+from vtfusion.training.question_data import load_question_answering_dataset, load_visual_question_answering_dataset
 
 SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
 CONTEXT = "Rome is old. Rome is in Italy."
@@ -124,7 +123,7 @@ def test_a_hub_name_goes_to_load_dataset(loader, tmp_path, monkeypatch):
         return DatasetDict({"train": Dataset.from_list(loader.rows), "test": Dataset.from_list(loader.rows[:1])})
 
     monkeypatch.setattr("vtfusion.training.sources.load_dataset", load_dataset)
-    dataset = loader("someone/set", "en", revision="v1", cache_dir=tmp_path)
+    dataset = loader("someone/set", dataset_config_name="en", revision="v1", cache_dir=tmp_path)
     assert seen == [(("someone/set", "en"), {"revision": "v1", "cache_dir": str(tmp_path)})]
     assert {split: len(part) for split, part in dataset.items()} == {"train": 2, "test": 1}
 
@@ -149,9 +148,9 @@ def test_errors_of_sources_and_images(loader, tmp_path, picture):
         loader(train_file=tmp_path / "a.conll")
     with pytest.raises(ValueError, match="`image_column`"):
         load([{**loader.rows[0], "image": picture, "images": [picture]}])
-    with pytest.raises(ValueError, match=r"row 1, column 'image': expected the path of an image.* got 3"):
+    with pytest.raises(ValueError, match=r"row 1, field `image`: expected the path of an image.* got 3"):
         load([{**loader.rows[0], "image": image} for image in (None, 3)])
-    with pytest.raises(FileNotFoundError, match=r"row 0, column 'image': the image file .*gone\.png is missing"):
+    with pytest.raises(FileNotFoundError, match=r"row 0, field `image`: the image file .*gone\.png is missing"):
         load([{**loader.rows[0], "image": "gone.png"}])
     two = load([{**loader.rows[0], "photos": [picture, picture]}], image_column="photos")["train"]
     assert two["images"][0] == [{"bytes": None, "path": picture}] * 2
@@ -189,11 +188,11 @@ def test_labels_as_integers(load, tmp_path):
     assert (problem_type, names) == (SINGLE, ["-1", "9", "10"])
     assert dataset["train"]["label"][:] == [2, 1, 0]
     # The labels of the trained model: an integer is what it was, not a position in them.
-    dataset, _, names = load(load_classification_dataset, test_file=labelled(9, 10), label_names=["-1", "9", "10"])
+    dataset, _, names = load(load_classification_dataset, test_file=labelled(9, 10), labels=["-1", "9", "10"])
     assert dataset["test"]["label"][:] == [1, 2]
     assert names == ["-1", "9", "10"]
 
-    dataset, _, names = load(load_classification_dataset, labelled(1, 0), label_names=["no", "yes", "maybe"])
+    dataset, _, names = load(load_classification_dataset, labelled(1, 0), labels=["no", "yes", "maybe"])
     assert names == dataset["train"].features["label"].names == ["no", "yes", "maybe"]
     assert dataset["train"]["label"][:] == [1, 0]
 
@@ -208,7 +207,7 @@ def test_labels_as_integers(load, tmp_path):
 def test_labels_of_class_label_in_another_order(load, tmp_path):
     features = Features({"text": Value("string"), "label": ClassLabel(names=["a", "b"])})
     Dataset.from_list(labelled(0, 1), features=features).save_to_disk(tmp_path / "saved")
-    dataset, _, _ = load(load_classification_dataset, tmp_path / "saved", label_names=["b", "a"])
+    dataset, _, _ = load(load_classification_dataset, tmp_path / "saved", labels=["b", "a"])
     assert dataset["train"]["label"][:] == [1, 0]
 
 
@@ -227,13 +226,13 @@ def test_several_labels(load, tmp_path):
     assert dataset["train"].features["label"] == List(Value("float32"))
     assert dataset["train"]["label"][:] == [[0, 0], [1, 1], [0, 1]]
 
-    dataset, _, names = load(load_classification_dataset, labelled([2], [0, 2]), label_names=["x", "y", "z"])
+    dataset, _, names = load(load_classification_dataset, labelled([2], [0, 2]), labels=["x", "y", "z"])
     assert names == ["x", "y", "z"]
     assert dataset["train"]["label"][:] == [[0, 0, 1], [1, 0, 1]]
 
     vectors = labelled([0.0, 1.0, 0.0], [1.0, 1.0, 0.0])
     for given, expected in ((None, ["0", "1", "2"]), (["x", "y", "z"], ["x", "y", "z"])):
-        dataset, problem_type, names = load(load_classification_dataset, vectors, label_names=given)
+        dataset, problem_type, names = load(load_classification_dataset, vectors, labels=given)
         assert (problem_type, names) == (MULTI, expected)
         assert dataset["train"]["label"][:] == [[0, 1, 0], [1, 1, 0]]
 
@@ -267,12 +266,12 @@ def test_a_split_without_labels_is_to_predict(load, tmp_path, caplog):
         assert dataset["test"].features == dataset["train"].features
     assert "has no column for `label_column`: its rows are to predict only" in caplog.text
 
-    dataset, _, names = load(load_classification_dataset, test_file=[{"text": "x"}], label_names=["a", "b"])
+    dataset, _, names = load(load_classification_dataset, test_file=[{"text": "x"}], labels=["a", "b"])
     assert (dataset["test"]["label"][:], names) == ([None], ["a", "b"])
-    with pytest.raises(ValueError, match=r"no row has a label\. Say with `label_names`"):
+    with pytest.raises(ValueError, match=r"no row has a label\. Say with `labels`"):
         load(load_classification_dataset, test_file=[{"text": "x"}])
     with pytest.raises(ValueError, match=r"has no column 'mood' \(`label_column`\)"):
-        load(load_classification_dataset, test_file=[{"text": "x"}], label_names=["a"], label_column="mood")
+        load(load_classification_dataset, test_file=[{"text": "x"}], labels=["a"], label_column="mood")
     with pytest.raises(
         ValueError, match=r"train split .*say with `label_column` which of these columns to read: text"
     ):
@@ -306,23 +305,23 @@ def test_texts_pairs_and_null(load, caplog):
 @pytest.mark.parametrize(
     ("rows", "kwargs", "message"),
     [
-        ([{"text": 3, "label": "a"}], {}, "row 0, column 'text': expected a string, got 3"),
-        (labelled("a", None), {}, "row 1, column 'label': expected a label, as in other rows, got None"),
-        (labelled("a", " "), {}, "row 1, column 'label': expected a label, as in other rows, got ' '"),
-        (labelled(0, 2), {"label_names": ["a", "b"]}, "row 1, .*: the label is 2, but there are 2 label names"),
-        (labelled("a", "c"), {"label_names": ["a", "b"]}, "row 1: the label 'c' is not among the `label_names`"),
+        ([{"text": 3, "label": "a"}], {}, "row 0, field `text`: expected a string, got 3"),
+        (labelled("a", None), {}, "row 1, field `label`: expected a label, as in other rows, got None"),
+        (labelled("a", " "), {}, "row 1, field `label`: expected a label, as in other rows, got ' '"),
+        (labelled(0, 2), {"labels": ["a", "b"]}, "row 1, .*: the label is 2, but there are 2 label names"),
+        (labelled("a", "c"), {"labels": ["a", "b"]}, "row 1: the label 'c' is not among the `labels`"),
         (labelled(0.5), {"problem_type": SINGLE}, r"expected a label \(a string or an integer\), got 0\.5"),
         (labelled(["a"]), {"problem_type": SINGLE}, r"expected a label \(a string or an integer\), got \['a'\]"),
-        (labelled("a b"), {"problem_type": MULTI}, "row 0, column 'label': expected a list of labels, got 'a b'"),
+        (labelled("a b"), {"problem_type": MULTI}, "row 0, field `label`: expected a list of labels, got 'a b'"),
         (labelled(["a", None]), {}, r"expected a label \(a string or an integer\), got None"),
         (labelled([0, 1, 0, 1]), {}, r"a label stands twice in \[0, 1, 0, 1\].* write them as floats"),
         (labelled([0.0, 1.0], [1.0]), {}, r"row 1, .*: expected 2 numbers, each 0 or 1 for one label, got \[1\.0\]"),
         (labelled([0.0, 0.5]), {}, r"expected 2 numbers, each 0 or 1 for one label, got \[0\.0, 0\.5\]"),
-        (labelled([0.0, 1.0]), {"label_names": ["a"]}, "expected 1 numbers"),
-        (labelled(0.5, None), {}, "row 1, column 'label': expected a label, as in other rows, got"),
-        (labelled("a"), {"problem_type": REGRESSION}, "row 0, column 'label': expected a number, got 'a'"),
-        (labelled(0.5), {"label_names": ["a"]}, "`label_names` are for classes: a regression has none"),
-        (labelled("a"), {"label_names": ["a", "a"]}, "A label stands twice in `label_names`"),
+        (labelled([0.0, 1.0]), {"labels": ["a"]}, "expected 1 numbers"),
+        (labelled(0.5, None), {}, "row 1, field `label`: expected a label, as in other rows, got"),
+        (labelled("a"), {"problem_type": REGRESSION}, "row 0, field `label`: expected a number, got 'a'"),
+        (labelled(0.5), {"labels": ["a"]}, "`labels` are for classes: a regression has none"),
+        (labelled("a"), {"labels": ["a", "a"]}, "A label stands twice in `labels`"),
         (labelled("a"), {"problem_type": "ranking"}, "Unknown `problem_type` 'ranking'"),
         (labelled("a"), {"label_column": "text"}, "say with `text_column` and `label_column` which"),
         ([{"body": "a", "label": "x"}], {}, "say with `text_column` which of these columns to read: body, label"),
@@ -407,15 +406,15 @@ def test_contexts_of_words_and_ids(load):
 def test_bad_answers_are_named(load, tmp_path, row, message):
     with pytest.raises(ValueError, match=message) as error:
         load(load_question_answering_dataset, [{**row, "answers": None}, row])
-    assert f"train split ({tmp_path / 'train_file.jsonl'}), row 1, column 'answers': " in str(error.value)
+    assert f"train split ({tmp_path / 'train_file.jsonl'}), row 1, field `answers`: " in str(error.value)
 
 
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({**asked(None), "question": None}, "row 1, column 'question': expected a string, got None"),
-        ({**asked(None), "context": None}, "row 1, column 'context': expected a text or a list of words, got None"),
-        ({**asked(None), "id": None}, "row 1, column 'id': expected a string or an integer, got None"),
+        ({**asked(None), "question": None}, "row 1, field `question`: expected a string, got None"),
+        ({**asked(None), "context": None}, "row 1, field `context`: expected a text or a list of words, got None"),
+        ({**asked(None), "id": None}, "row 1, field `id`: expected a string or an integer, got None"),
     ],
 )
 def test_bad_questions_are_named(load, row, message):
@@ -495,9 +494,9 @@ def test_answers_to_choose_from(load):
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        (vqa("a", None), "row 1, column 'answers': expected an answer, as in other rows, got None"),
-        (vqa("a", ""), "row 1, column 'answers': expected an answer, as in other rows, got ''"),
-        (vqa(1.5), r"row 0, column 'answers': expected an answer \(a string\), got 1\.5"),
+        (vqa("a", None), "row 1, field `answers`: expected an answer, as in other rows, got None"),
+        (vqa("a", ""), "row 1, field `answers`: expected an answer, as in other rows, got ''"),
+        (vqa(1.5), r"row 0, field `answers`: expected an answer \(a string\), got 1\.5"),
         (vqa([True]), r"expected an answer \(a string\), got True"),
         (vqa({"text": ["a"], "score": [2]}), "expected a 'score' from 0 to 1 for 'a', got 2"),
         (vqa({"text": ["a"], "score": None}), "expected a 'score' from 0 to 1 for 'a', got None"),
@@ -505,7 +504,7 @@ def test_answers_to_choose_from(load):
         (vqa({"text": ["a", "a"], "score": [1.0, 0.5]}), "an answer has two scores"),
         (vqa({"ids": ["a"]}), "expected a dict with 'text' and 'score'"),
         (vqa([{"name": "a"}]), "expected a dict with 'answer', or with 'text' and 'score'"),
-        ([{"question": None, "answer": "a"}], "row 0, column 'question': expected a string, got None"),
+        ([{"question": None, "answer": "a"}], "row 0, field `question`: expected a string, got None"),
         ([{"question": "a"}], "say with `answer_column` which of these columns to read: question"),
     ],
 )
@@ -556,7 +555,7 @@ def test_captions_of_stored_images(load, tmp_path):
 )
 def test_bad_captions_are_named(load, good, bad):
     rows = [{"text": good}, {"text": bad}] if good else [{"text": bad}]
-    place = f"row {len(rows) - 1}, column 'text': expected a caption or a list of captions, got "
+    place = f"row {len(rows) - 1}, field `text`: expected a caption or a list of captions, got "
     with pytest.raises(ValueError, match=place):
         load(load_caption_dataset, rows)
 

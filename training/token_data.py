@@ -4,34 +4,16 @@ import logging
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, Unpack
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from datasets import (
-    ClassLabel,
-    Dataset,
-    DatasetDict,
-    Features,
-    IterableDataset,
-    IterableDatasetDict,
-    List,
-    Value,
-)
+from datasets import ClassLabel, Dataset, DatasetDict, Features, IterableDataset, IterableDatasetDict, List, Value
 from datasets.exceptions import DatasetGenerationError
 
-from .image_paths import shorten
-from .sources import (
-    CACHE_VERSION,
-    READERS,
-    Source,
-    check_encoding,
-    find_columns,
-    join_columns,
-    load_sources,
-    map_columns,
-    parse_cell,
-)
+from .columns import class_label_names, find_columns, join_columns, map_columns, parse_cell
+from .messages import at, shorten
+from .sources import CACHE_VERSION, READERS, Origin, Source, StreamOrigin, check_encoding, load_sources
 from .streams import known_features, named_errors, open_streams, undecoded
 from .tags import SCHEMES, detect_scheme, find_stray_inside_tags, iob2_label_names, split_tag, to_iob2
 
@@ -46,19 +28,13 @@ _FORMATS = f"CoNLL columns, {_OTHERS}, or a folder with metadata.jsonl"
 
 def load_token_classification_dataset(
     dataset_name: str | None = None,
-    dataset_config_name: str | None = None,
-    train_file: str | os.PathLike | None = None,
-    validation_file: str | os.PathLike | None = None,
-    test_file: str | os.PathLike | None = None,
+    *,
     tokens_column: str | None = None,
     tags_column: str | None = None,
     image_column: str | None = None,
-    label_names: Sequence[str] | None = None,
+    labels: Sequence[str] | None = None,
     tag_scheme: str | None = None,
-    image_folder: str | os.PathLike | None = None,
-    revision: str | None = None,
-    cache_dir: str | os.PathLike | None = None,
-    allow_outside_paths: bool = False,
+    **origin: Unpack[Origin],
 ) -> DatasetDict:
     """
     Loads a data set of words, entity tags and, where there are any, images. No image is opened here; that the files
@@ -74,10 +50,6 @@ def load_token_classification_dataset(
     Args:
         dataset_name (`str`, *optional*):
             A data set on the Hub, or a folder saved by `DatasetDict.save_to_disk`.
-        dataset_config_name (`str`, *optional*):
-            Its configuration.
-        train_file, validation_file, test_file (`str` or `os.PathLike`, *optional*):
-            Files or folders, instead of `dataset_name`.
         tokens_column (`str`, *optional*):
             Column with the list of words. Found by itself if it is called `tokens`, `words` or `token`.
         tags_column (`str`, *optional*):
@@ -87,27 +59,20 @@ def load_token_classification_dataset(
             Column with the image or the list of images of a row: a path, `{"bytes", "path"}`, or an `Image` feature.
             Null, `""` and an empty list mean no image. Found by itself if it is called `images` or `image`. A path
             may be relative or absolute; URLs are refused.
-        label_names (`Sequence[str]`, *optional*):
+        labels (`Sequence[str]`, *optional*):
             What the integers in the tags column mean, where the file does not say. For tags that are strings: the
             labels and their order, for instance those of a trained model.
         tag_scheme (`str`, *optional*):
             `"IOB1"`, `"IOB2"`, `"BIOES"` or `"BILOU"`. Detected by default.
-        image_folder (`str` or `os.PathLike`, *optional*):
-            What relative image paths start from, if not the folder of the file. For CoNLL files with `IMGID:` lines:
-            the folder with the images, each named after its id.
-        allow_outside_paths (`bool`, *optional*, defaults to `False`):
-            Whether an image may lie anywhere. By default a path that leads out of the folder of the data and out of
-            `image_folder`, itself or by a link, is an error: a file from others could name any image on this machine.
-        revision (`str`, *optional*):
-            Branch, tag or commit of the data set on the Hub.
-        cache_dir (`str` or `os.PathLike`, *optional*):
-            Where `datasets` keeps what it has read.
+        origin (*optional*):
+            Files instead of `dataset_name`, and all else that says where data is, see [`~training.sources.Origin`]. For
+            CoNLL files with `IMGID:` lines `image_folder` is the folder with the images, each named after its id.
 
     Returns:
         `DatasetDict`: Each split has `tokens` (`List(Value("string"))`), `ner_tags` (`List(ClassLabel)`, IOB2, with the
         same labels in the same order in all splits), `images` (`List(Image(decode=False))`, `None` for a row without;
         only if any split has images), and the other columns as they were. `O` and the labels of a `ClassLabel` or of
-        `label_names` keep their order; else the entity types are sorted. A stray `I-` (see
+        `labels` keep their order; else the entity types are sorted. A stray `I-` (see
         [`~training.tags.find_stray_inside_tags`]) and labels that do not occur in the training split are reported by a
         warning and kept.
 
@@ -118,7 +83,7 @@ def load_token_classification_dataset(
     Example:
 
     ```python
-    >>> from vtfusion.training.data import load_token_classification_dataset
+    >>> from vtfusion.training.token_data import load_token_classification_dataset
 
     >>> dataset = load_token_classification_dataset(train_file="train.jsonl", validation_file="dev.conll")  # doctest: +SKIP
     >>> dataset["train"].features["ner_tags"].feature.names  # doctest: +SKIP
@@ -127,55 +92,39 @@ def load_token_classification_dataset(
     """
     if tag_scheme is not None and tag_scheme.upper() not in SCHEMES:
         raise ValueError(f"Unknown `tag_scheme` {tag_scheme!r}. Known ones: {', '.join(SCHEMES)}.")
-    sources = load_sources(
-        dataset_name,
-        dataset_config_name,
-        train_file,
-        validation_file,
-        test_file,
-        image_folder,
-        revision,
-        cache_dir,
-        load_text_file=_load_conll,
-        text_endings=_CONLL_ENDINGS,
-        allow_outside_paths=allow_outside_paths,
-    )
+    sources = load_sources(dataset_name, load_text_file=_load_conll, text_endings=_CONLL_ENDINGS, **origin)
     texts: dict[str, Dataset] = {}
     used: dict[str, set[str]] = {}
-    declared: list[str] = [] if label_names is None else list(label_names)
+    declared: list[str] = [] if labels is None else list(labels)
     for split, source in sources.items():
         tokens, tags = find_columns(
             source,
             {"tokens_column": (tokens_column, _TOKENS_COLUMNS), "tags_column": (tags_column, TAGS_COLUMNS)},
         )
-        class_names = _class_label_names(source.dataset.features[tags])
-        if label_names is None and class_names is not None:
+        class_names = class_label_names(source.dataset.features[tags])
+        if labels is None and class_names is not None:
             declared += [name for name in class_names if name not in declared]
-        texts[split] = _read_texts(source, tokens, tags, class_names or label_names)
+        texts[split] = _read_texts(source, tokens, tags, class_names or labels)
         used[split] = {tokens, tags}
-    texts = _to_class_labels(texts, sources, declared, fixed=label_names is not None, scheme=tag_scheme)
+    texts = _to_class_labels(texts, sources, declared, fixed=labels is not None, scheme=tag_scheme)
     return join_columns(sources, texts, used, image_column)
 
 
 def open_token_streams(
     dataset_name: str | None = None,
-    dataset_config_name: str | None = None,
-    train_file: str | os.PathLike | None = None,
-    validation_file: str | os.PathLike | None = None,
-    test_file: str | os.PathLike | None = None,
+    *,
     tokens_column: str | None = None,
-    image_folder: str | os.PathLike | None = None,
-    allow_outside_paths: bool = False,
+    **origin: Unpack[StreamOrigin],
 ) -> IterableDatasetDict:
     """
     The words of what [`load_token_classification_dataset`] loads, row by row: for data that is too large to be kept on
     the disk as a whole. Tags are not looked at; texts without any are welcome.
 
     Args:
-        dataset_name, dataset_config_name, train_file, validation_file, test_file, image_folder, allow_outside_paths:
+        dataset_name, tokens_column (`str`, *optional*):
             As there.
-        tokens_column (`str`, *optional*):
-            As there.
+        origin (*optional*):
+            Files instead of `dataset_name`, see [`~training.sources.StreamOrigin`].
 
     Returns:
         `IterableDatasetDict`: Each split has `tokens` (`List(Value("string"))`) and the other columns as they are.
@@ -186,24 +135,12 @@ def open_token_streams(
         `FileNotFoundError`: A file does not exist.
     """
     streams = IterableDatasetDict()
-    opened = open_streams(
-        dataset_name,
-        dataset_config_name,
-        train_file,
-        validation_file,
-        test_file,
-        image_folder,
-        open_text_file=_stream_conll,
-        text_endings=_CONLL_ENDINGS,
-        allow_outside_paths=allow_outside_paths,
-    )
+    opened = open_streams(dataset_name, open_text_file=_stream_conll, text_endings=_CONLL_ENDINGS, **origin)
     for split, source in opened.items():
         with named_errors(source.where):
             stream = undecoded(source.stream)
             features = known_features(stream, source.where)
-        # The finders of columns look at the names alone.
-        names = Source(Dataset.from_dict({name: [0] for name in features}), source.where, source.folders)
-        (tokens,) = find_columns(names, {"tokens_column": (tokens_column, _TOKENS_COLUMNS)})
+        (tokens,) = find_columns(source.with_columns(features), {"tokens_column": (tokens_column, _TOKENS_COLUMNS)})
         others = {name: feature for name, feature in features.items() if name not in (tokens, "tokens")}
         streams[split] = stream.map(
             _words,
@@ -212,19 +149,13 @@ def open_token_streams(
             input_columns=[tokens],
             remove_columns=[tokens] if tokens != "tokens" else None,
             features=Features({"tokens": List(Value("string")), **others}),
-            fn_kwargs={"place": (source.where, tokens)},
+            fn_kwargs={"where": source.where, "column": tokens},
         )
     return streams
 
 
-def _words(values: list, indices: list[int], place: tuple[str, str]) -> dict[str, list]:
-    where, column = place
-    return {
-        "tokens": [
-            _word_list(value, f"{where}, row {row}, column {column!r}")
-            for row, value in zip(indices, values, strict=True)
-        ]
-    }
+def _words(values: list, indices: list[int], where: str, column: str) -> dict[str, list]:
+    return {"tokens": [_word_list(value, at(where, row, column)) for row, value in zip(indices, values, strict=True)]}
 
 
 # CoNLL columns. The `conll` builder of `datasets` fills lines that are too short and cuts those that are too long
@@ -357,20 +288,15 @@ def _conll_sentences(
         yield example()
 
 
-def _class_label_names(feature: Any) -> list[str] | None:
-    inner = getattr(feature, "feature", None)
-    return list(inner.names) if isinstance(inner, ClassLabel) else None
-
-
 # Words and tags
 
 
 def _read_texts(source: Source, tokens: str, tags: str, names: Sequence[str] | None) -> Dataset:
     feature = source.dataset.features[tags]
-    if _class_label_names(feature) is None and _holds_integers(feature) and not names:
+    if class_label_names(feature) is None and _holds_integers(feature) and not names:
         raise ValueError(
-            f"{source.where}: the tags in column {tags!r} are integers. Say what they mean with `label_names`, in "
-            "order, as in O,B-PER,I-PER."
+            f"{at(source.where, field=tags)}: the tags are integers. Say what they mean with `labels`, in order, as "
+            "in O B-PER I-PER."
         )
     return map_columns(
         source,
@@ -401,15 +327,16 @@ def _words_and_tags(
     """Rows of any accepted form → lists of words and lists of tags, both strings, checked."""
     all_words, all_tags = [], []
     for row, words, tags in zip(indices, batch[tokens_column], batch[tags_column], strict=True):
-        words = _word_list(words, f"{where}, row {row}, column {tokens_column!r}")
-        tags = _as_list(tags, f"{where}, row {row}, column {tags_column!r}", "tags")
+        place = at(where, row, tags_column)
+        words = _word_list(words, at(where, row, tokens_column))
+        tags = _as_list(tags, place, "tags")
         if len(words) != len(tags):
             raise ValueError(
-                f"{where}, row {row}: {len(words)} words in column {tokens_column!r} but {len(tags)} tags in column "
-                f"{tags_column!r}; there must be one tag for each word. The words begin {shorten(words)}."
+                f"{at(where, row)}: {len(words)} words in field `{tokens_column}` but {len(tags)} tags in field "
+                f"`{tags_column}`; there must be one tag for each word. The words begin {shorten(words)}."
             )
         all_words.append(words)
-        all_tags.append(_tag_names(tags, names, f"{where}, row {row}, column {tags_column!r}"))
+        all_tags.append(_tag_names(tags, names, place))
     return {"tokens": all_words, "ner_tags": all_tags}
 
 
@@ -444,7 +371,7 @@ def _tag_names(tags: list, names: list[str] | None, place: str) -> list[str]:
             if names is None:
                 raise ValueError(
                     f"{place}, position {position}: the tag is the integer {tag}. Say what integers mean with "
-                    "`label_names`."
+                    "`labels`."
                 )
             if not 0 <= tag < len(names):
                 raise ValueError(
@@ -548,7 +475,7 @@ def _label_indices(
         try:
             rows.append([index_of[tag] for tag in to_iob2(tags, scheme, row)])
         except ValueError as error:
-            raise ValueError(f"{where}: {error}") from None
+            raise ValueError(f"{where}, {error}") from None
         except KeyError as error:
-            raise ValueError(f"{where}, row {row}: the label {error} is not among the `label_names`.") from None
+            raise ValueError(f"{at(where, row)}: the label {error} is not among the `labels`.") from None
     return {"ner_tags": rows}
