@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from vtfusion.app.plotting import PALETTE
+from vtfusion.app.style import GRID, INK, PALETTE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,7 +22,7 @@ def make_figure(columns: int, width: float, height: float) -> "tuple[Figure, lis
     axes = list(figure.subplots(1, columns, squeeze=False)[0])
     for each in axes:
         each.spines[["top", "right"]].set_visible(False)
-        each.grid(color="#E3E3E3", linewidth=0.8)
+        each.grid(color=GRID, linewidth=0.8)
         each.set_axisbelow(True)
     return figure, axes
 
@@ -65,7 +65,7 @@ def draw_fusion_price(record: Record) -> "Figure":
             markersize=6,
             label="floating-point operations",
         )
-        each.axvline(1, color="#1A1A1A", linewidth=0.8)
+        each.axvline(1, color=INK, linewidth=0.8)
         each.set_yticks(
             places,
             [f"{row['size']}, L {row['length']}, N {row['positions']}, {row['contender']}" for row in rows]
@@ -123,7 +123,7 @@ def draw_block_growth(record: Record, time: "Axes", memory: "Axes") -> None:
             axes.plot(sizes, values, color=color, marker=marker, markersize=5, label=label)
         if name == "L and N":
             stored = [row["similarity_mb"] for row in rows]
-            memory.plot(sizes, stored, ":", color="#1A1A1A", label="S alone, if it were stored, of L and N")
+            memory.plot(sizes, stored, ":", color=INK, label="S alone, if it were stored, of L and N")
     time.set_ylabel("forward and backward, ms")
     memory.set_ylabel("memory of a step, MB")
     for axes in (time, memory):

@@ -2,7 +2,9 @@
 
 import os
 import shutil
+import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 # Before anything of Hugging Face or torch is imported: these are read at import, and child processes inherit them.
@@ -31,6 +33,17 @@ def pytest_unconfigure() -> None:
 @pytest.fixture(autouse=True)
 def fixed_seeds() -> None:
     set_seed(0)
+
+
+@pytest.fixture
+def hide_package(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Makes a package look as if it were not installed."""
+
+    def hide(name: str) -> None:
+        for module in [name, *(module for module in sys.modules if module.startswith(f"{name}."))]:
+            monkeypatch.setitem(sys.modules, module, None)
+
+    return hide
 
 
 @pytest.fixture(scope="session")

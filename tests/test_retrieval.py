@@ -1,5 +1,4 @@
 import json
-import sys
 
 import numpy as np
 import PIL.Image
@@ -189,7 +188,7 @@ def test_a_saved_encoder_is_loaded(tmp_path, bank):
     np.testing.assert_allclose(loaded.embed_texts(TEXTS), pair.embed_texts(TEXTS), atol=1e-6)
 
 
-def test_what_cannot_be_used_is_refused(bank, monkeypatch):
+def test_what_cannot_be_used_is_refused(bank, hide_package):
     model, tokenizer = text_model("bert")
     embedder = Embedder(model, tokenizer)
     with pytest.raises(ValueError, match="`batch_size` must be at least 1, got 0"):
@@ -208,6 +207,6 @@ def test_what_cannot_be_used_is_refused(bank, monkeypatch):
         model.embeddings.word_embeddings.weight.fill_(float("nan"))
     with pytest.raises(ValueError, match="not finite"):
         embedder.embed_texts(["a"])
-    monkeypatch.setitem(sys.modules, "faiss", None)
+    hide_package("faiss")
     with pytest.raises(ImportError, match=r"pip install vtfusion\[retrieval\]"):
         ImageRetriever(bank, embedder)
