@@ -17,6 +17,7 @@ from test_retrieval import text_model
 from vtfusion.training.arguments import TokenSourceArguments
 from vtfusion.training.data import load_token_classification_dataset
 from vtfusion.training.pairing import STRATEGIES
+from writing import write_jsonl
 
 SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "pair_images.py"
 CONLL = "Georgia B-LOC\nmet O\nMadrid B-ORG\n\nno O\nname O\n\n"
@@ -120,7 +121,7 @@ def test_streaming_gives_what_reading_all_gives(script, folder, strategy):
 
 def test_streaming_texts_without_tags(script, folder):
     rows = [{"words": ["Madrid", "won"], "lang": "en"}, {"words": ["no", "name"], "lang": "en"}]
-    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_jsonl(folder / "train.jsonl", rows)
     flags = ["--train_file", str(folder / "train.jsonl"), "--output_dir", str(folder / "out")]
     flags += ["--image_bank", str(folder / "bank"), "--streaming", "True"]
     parser = HfArgumentParser((TokenSourceArguments, script.PairingArguments))
