@@ -102,7 +102,7 @@ def test_a_server_finds_the_rest_beside_the_file(entities):
 
 
 @pytest.mark.slow
-def test_answers_of_an_encoder_without_token_types(tmp_path):
+def test_an_encoder_without_token_types_gives_starts_and_ends(tmp_path):
     model = save(tmp_path / "model", "qa", "distilbert", "vit")
     assert isinstance(model, VTFusionForQuestionAnswering)
     assert export_model(tmp_path / "model", tmp_path / "onnx") < 1e-5
@@ -128,7 +128,7 @@ def test_answers_of_an_encoder_without_token_types(tmp_path):
         ("deberta-v2", "resnet"),
     ],
 )
-def test_encoders(text, vision, tmp_path):
+def test_encoders_of_many_kinds_give_what_pytorch_gives(text, vision, tmp_path):
     save(tmp_path / "model", "sequence", text, vision)
     assert export_model(tmp_path / "model", tmp_path / "onnx") < 1e-4
 

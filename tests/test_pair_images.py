@@ -13,7 +13,7 @@ import pytest
 from datasets import load_from_disk
 from transformers import HfArgumentParser
 
-from test_retrieval import text_model
+from tiny import text_model
 from vtfusion.training.arguments import TokenSourceArguments
 from vtfusion.training.data import load_token_classification_dataset
 from vtfusion.training.pairing import STRATEGIES
@@ -59,7 +59,7 @@ def run(script, folder, *extra):
     return load_from_disk(str(folder / "out")), json.loads((folder / "out" / "pairing_report.json").read_text())
 
 
-def test_by_lexicon_in_a_process_of_its_own(folder):
+def test_lexicon_as_a_program_leaves_data_report_and_sheet(folder):
     done = subprocess.run(
         [sys.executable, str(SCRIPT), *command(folder, "--image_bank", str(folder / "bank"), "--max_images", "2")],
         capture_output=True,
@@ -119,7 +119,7 @@ def test_streaming_gives_what_reading_all_gives(script, folder, strategy):
     assert (folder / "out" / "contact_sheet.html").exists()
 
 
-def test_streaming_texts_without_tags(script, folder):
+def test_a_stream_may_lack_tags(script, folder):
     rows = [{"words": ["Madrid", "won"], "lang": "en"}, {"words": ["no", "name"], "lang": "en"}]
     write_jsonl(folder / "train.jsonl", rows)
     flags = ["--train_file", str(folder / "train.jsonl"), "--output_dir", str(folder / "out")]
@@ -132,7 +132,7 @@ def test_streaming_texts_without_tags(script, folder):
     assert json.loads((folder / "out" / "pairing_report.json").read_text())["label_analysis"] is None
 
 
-def test_by_retrieval(script, folder):
+def test_retrieval_gives_the_nearest_with_their_scores(script, folder):
     bank = ["--strategy", "retrieval", "--image_bank", str(folder / "bank")]
     bank += ["--text_model", str(save_text_model(folder))]
     paired, report = run(
@@ -157,7 +157,7 @@ def test_by_retrieval(script, folder):
     assert "score 0." in (folder / "out" / "contact_sheet.html").read_text()
 
 
-def test_by_manifest_and_controls(script, folder):
+def test_manifest_and_controls_give_what_they_say(script, folder):
     manifest = folder / "bank" / "pairs.jsonl"
     manifest.write_text('{"split": "train", "row": 1, "image": "Madrid.png", "score": 2.5}\n')
     paired, report = run(script, folder, "--strategy", "manifest", "--manifest_file", str(manifest))

@@ -18,7 +18,7 @@ from datasets import (
     load_from_disk,
 )
 
-from test_retrieval import text_model
+from tiny import text_model
 from vtfusion.training.data import load_token_classification_dataset, open_token_streams
 from vtfusion.training.files import release_folder
 from vtfusion.training.image_bank import BankImage, ImageBank

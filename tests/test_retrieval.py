@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModel, CLIPConfig, CLIPModel, SiglipConfig, SiglipModel, T5Config, ViTImageProcessor
 
-from tiny import TEXT
+from tiny import text_model
 from tokenizers_for_tests import TOKENIZERS
 from vtfusion.training.image_bank import BankImage, ImageBank
 from vtfusion.training.retrieval import Embedder, ImageRetriever
@@ -18,12 +18,6 @@ CAPTIONS = {
     "c": ["paris", "paris is old", "is it paris?", "reasons", "ten reasons: yes!"],
     "d": ["lower string"],
 }
-
-
-def text_model(kind):
-    config, tokenizer = TEXT[kind](), TOKENIZERS[kind]()
-    config.vocab_size = len(tokenizer)
-    return AutoModel.from_config(config).eval(), tokenizer
 
 
 def unit(vector):

@@ -31,6 +31,6 @@ def test_finds_the_word_that_is_asked_for(colours, tmp_path):
 
 
 @pytest.mark.slow
-def test_image_ablation(colours, tmp_path):
+def test_image_ablation_prints_its_verdict(colours, tmp_path):
     report = run_script("run_qa.py", colours, tmp_path, "--image_ablation", "--seeds", "0", "1")
     assert report["verdict"] in report["stdout"] and report["num_examples"] == 18

@@ -44,13 +44,13 @@ def test_from_files_to_results(colours, tmp_path, column, problem):
 
 
 @pytest.mark.slow
-def test_the_picture_answers(colours, tmp_path):
+def test_the_picture_answers_what_the_text_cannot(colours, tmp_path):
     options = ["--num_train_epochs", "40", "--learning_rate", "3e-3", "--freeze_vision", "False"]
     results = run_script("run_vqa.py", colours, tmp_path, *options)
     assert results["test"]["true"]["accuracy"] > results["test"]["none"]["accuracy"] + 0.3
 
 
 @pytest.mark.slow
-def test_image_ablation(colours, tmp_path):
+def test_image_ablation_prints_its_verdict(colours, tmp_path):
     report = run_script("run_vqa.py", colours, tmp_path, "--image_ablation", "--seeds", "0", "1")
     assert report["verdict"] in report["stdout"] and report["num_examples"] == 18

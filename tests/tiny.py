@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from transformers import (
+    AutoModel,
     BertConfig,
     CLIPVisionConfig,
     ConvNextConfig,
@@ -21,6 +22,8 @@ from transformers import (
     MobileNetV2Config,
     ModernBertConfig,
     PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
     Qwen2Config,
     Qwen3Config,
     ResNetConfig,
@@ -33,6 +36,7 @@ from transformers import (
     ViTConfig,
 )
 
+from tokenizers_for_tests import TOKENIZERS
 from vtfusion import VTFusionConfig
 
 VOCAB, HIDDEN, IMAGE, LENGTH = 99, 32, 32, 7
@@ -95,6 +99,13 @@ VISION: dict[str, Callable[[], PreTrainedConfig]] = {
         num_queries=5,
     ),
 }
+
+
+def text_model(kind: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A text encoder of `TEXT` that reads with the tokenizer of its kind."""
+    config, tokenizer = TEXT[kind](), TOKENIZERS[kind]()
+    config.vocab_size = len(tokenizer)
+    return AutoModel.from_config(config).eval(), tokenizer
 
 
 def tiny_config(text: str = "bert", vision: str = "resnet", **kwargs: object) -> VTFusionConfig:
