@@ -94,6 +94,15 @@ def test_nothing_in_the_package_takes_from_what_is_outside_of_it():
     assert seen == allowed
 
 
+def test_no_file_of_tests_takes_from_another():
+    """It would run twice; what several need is in conftest.py or in a helper module."""
+    for path in (ROOT / "tests").rglob("*.py"):
+        for node in ast.walk(parse(path)):
+            taken = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            taken += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            assert not [name for name in taken if name.startswith("test_")], path.name
+
+
 @pytest.fixture(scope="module")
 def fuzz():
     spec = importlib.util.spec_from_file_location("fuzz", ROOT / "tests" / "campaigns" / "fuzz.py")
