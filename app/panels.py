@@ -160,7 +160,9 @@ def heat_picture(
     return PIL.Image.fromarray((255 * mixed).round().astype(np.uint8))
 
 
-def _draw_heat(axes: "Axes", picture: np.ndarray, relative: np.ndarray, extent: tuple[float, ...]) -> None:
+def _draw_heat(
+    axes: "Axes", picture: np.ndarray, relative: np.ndarray, extent: tuple[float, float, float, float]
+) -> None:
     axes.imshow(_faded(picture), cmap="gray", vmin=0, vmax=1, extent=extent)
     axes.imshow(
         relative,

@@ -119,7 +119,7 @@ def compare_models(
     """Steps and inferences on texts of one length; for each fused model and number of positions a line of the table."""
     batches = {positions: make_batch(length, positions, args) for positions in (0, *args.positions)}
     contenders = [("plain", 0), *((name, n) for name in ("fused", "lean") for n in args.positions)]
-    lines = []
+    lines: list[tuple[str, ...]] = []
     for mode in ("training", "inference"):
         actions: dict[tuple[str, int], Callable[[], Any]] = {}
         for name, positions in contenders:
