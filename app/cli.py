@@ -237,7 +237,8 @@ def space(
     `vtfusion space outputs/ner --push your-name/ner-demo` writes a folder that runs with `python app.py`, and uploads
     it. Log in first: `hf auth login`.
     """
-    from .demo import find_examples, load_demo_pipeline
+    from .demo_answer import load_demo_pipeline
+    from .demo_examples import find_examples
     from .space import push_space, write_space
 
     pipe = load_demo_pipeline(model, revision, "cpu")  # a model that has no demo is refused here, not by the Space

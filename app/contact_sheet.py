@@ -15,8 +15,8 @@ import PIL.Image
 from datasets import DatasetDict
 
 from ..images_vtfusion import decode_image
-from .pages import escape, html_page, image_data_uri, thumbnail
-from .plotting import is_right_to_left, require_matplotlib
+from .pages import cards_page, escape, image_data_uri, thumbnail
+from .style import GREY, INK, PALETTE, is_right_to_left, require_matplotlib, shorten
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 # A sheet is for a glance: a text as long as a book, or with a hundred pictures, is cut, and says so.
 _MAX_WORDS = 120
 _MAX_PICTURES = 4
+_NOTHING = "No text has a picture."
 # The words are measured at the resolution at which they are saved; glyphs are not as wide at another one.
 _DPI = 120
 # Agg draws no figure of more than 65,536 pixels on a side.
@@ -32,7 +33,7 @@ _MAX_FIGURE_ROWS = 200
 # Inches and points.
 _COLUMNS, _CARD_WIDTH, _CARD_HEIGHT, _GAP, _PICTURE, _HEADER = 2, 6.6, 1.5, 0.15, 1.4, 0.7
 _WORD_SIZE, _NOTE_SIZE, _LINE = 9.0, 7.5, 13.0
-_INK, _SOFT, _ACCENT = "#1A1A1A", "#5B6470", "#0072B2"
+_SOFT, _ACCENT = "#5B6470", PALETTE[0]
 
 
 @dataclass
@@ -187,10 +188,7 @@ def contact_sheet_html(rows: Sequence[SheetRow], title: str = "Contact sheet", n
             f'<article class="card">\n<div class="pictures">{figures}</div>\n<p dir="auto">{" ".join(words)}</p>\n'
             f'<div class="soft">{escape(_place(row))}</div>\n</article>'
         )
-    body = f"<p>{escape(note)}</p>\n" if note else ""
-    if not cards:
-        body += "<p>No text has a picture.</p>"
-    return html_page(title, body + '<div class="cards">\n' + "\n".join(cards) + "\n</div>")
+    return cards_page(title, cards, note, nothing=_NOTHING)
 
 
 def plot_contact_sheet(rows: Sequence[SheetRow], title: str = "Contact sheet", note: str = "") -> "Figure":
@@ -224,7 +222,7 @@ def plot_contact_sheet(rows: Sequence[SheetRow], title: str = "Contact sheet", n
 
     def write(left: float, top: float, text: str, **style: Any) -> None:
         """Text at a place in inches from the upper left corner."""
-        style = {"color": _INK, "va": "top", "parse_math": False, **style}
+        style = {"color": INK, "va": "top", "parse_math": False, **style}
         figure.text(left / width, 1 - top / height, text, **style)
 
     def measure(text: str, bold: bool) -> float:
@@ -237,13 +235,12 @@ def plot_contact_sheet(rows: Sequence[SheetRow], title: str = "Contact sheet", n
     write(_GAP, _GAP, title, fontsize=13, fontweight="bold")
     write(_GAP, _GAP + 0.25, note or "", fontsize=_WORD_SIZE, color=_SOFT)
     if not rows:
-        write(_GAP, _HEADER + _GAP, "No text has a picture.", fontsize=_WORD_SIZE)
+        write(_GAP, _HEADER + _GAP, _NOTHING, fontsize=_WORD_SIZE)
     for index, row in enumerate(rows):
         left = _GAP + index % _COLUMNS * (_CARD_WIDTH + _GAP)
         top = _HEADER + index // _COLUMNS * (_CARD_HEIGHT + _GAP)
-        side = (
-            _PICTURE if len(row.pictures) == 1 else _PICTURE / 2 - 0.02
-        )  # several stand in a square of the same size
+        # several stand in a square of the same size
+        side = _PICTURE if len(row.pictures) == 1 else _PICTURE / 2 - 0.02
         for number, picture in enumerate(row.pictures):
             x = left + number % 2 * (side + 0.04)
             y = top + number // 2 * (side + 0.04)
@@ -252,15 +249,14 @@ def plot_contact_sheet(rows: Sequence[SheetRow], title: str = "Contact sheet", n
             axes.set_yticks([])
             axes.set_anchor("NW")
             for spine in axes.spines.values():
-                spine.set_color("#BBBBBB")
+                spine.set_color(GREY)
             if picture.image is None:
                 axes.text(0.5, 0.5, "cannot\nbe read", ha="center", va="center", fontsize=_NOTE_SIZE, color=_SOFT)
             else:
                 axes.imshow(np.asarray(picture.image))
         start = left + _PICTURE + 0.15
         room = _CARD_WIDTH - _PICTURE - 0.15
-        notes = [_describe(picture) for picture in row.pictures]
-        notes = [note if len(note) <= 80 else note[:79] + "…" for note in notes] + [_place(row)]
+        notes = [*(shorten(_describe(picture), 80) for picture in row.pictures), _place(row)]
         capacity = int((_CARD_HEIGHT * 72 - len(notes) * 10.5 - 4) / _LINE)
         placed, used = _place_words(row, room, capacity, measure)
         for x, line, word, bold in placed:
@@ -296,3 +292,6 @@ def _place_words(
     if is_right_to_left(row.words):
         placed = [(room - x - extent, extent, line, word, bold) for x, extent, line, word, bold in placed]
     return [(x, line, word, bold) for x, _, line, word, bold in placed], line + 1
+
+
+__all__ = ["SheetPicture", "SheetRow", "contact_sheet_html", "draw_sheet_rows", "plot_contact_sheet", "sheet_note"]

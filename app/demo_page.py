@@ -14,7 +14,8 @@ import PIL.Image
 import PIL.ImageOps
 
 from .pages import escape, image_data_uri
-from .plotting import group_colors, heat_picture, text_color
+from .panels import heat_picture
+from .style import group_colors, text_color
 
 # Colours are those of Gradio's theme, which knows whether the room is light or dark.
 STYLE = """
@@ -275,3 +276,6 @@ def _score(score: float, is_share: bool = True) -> str:
 
 def _small(picture: np.ndarray) -> PIL.Image.Image:
     return PIL.ImageOps.contain(PIL.Image.fromarray(picture), (_SIDE, _SIDE))
+
+
+__all__ = ["STYLE", "Reading", "entities_page", "error", "heading", "labels_page", "previews"]

@@ -177,3 +177,6 @@ def _difference(model: PreTrainedModel, session: Any, size: tuple[int, int]) -> 
                 for name, result in zip(names, results, strict=True)
             ]
     return torch.stack(differences).max().item()
+
+
+__all__ = ["export_model"]

@@ -68,3 +68,6 @@ def _cells(table: "pd.DataFrame") -> list[list[Any]]:
         ]
         for index, row in table.iterrows()
     ]
+
+
+__all__ = ["gate_page"]

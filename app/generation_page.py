@@ -10,7 +10,7 @@ import PIL.Image
 
 from ..training.fine_tuning import read_records
 from ..training.images import IMAGE_CONDITIONS, ImageStore, RowKeys
-from .pages import escape, html_page, image_data_uri, thumbnail
+from .pages import cards_page, escape, image_data_uri, thumbnail
 
 
 def generation_page(
@@ -51,8 +51,7 @@ def generation_page(
             f'<p dir="auto"><b>{escape(record["prompt"])}</b></p>\n{generated}\n'
             f'<div class="soft">true, row {record["row"]:,}<ul>{true}</ul></div>\n</article>'
         )
-    body = f"<p>{escape(note)}</p>\n" if note else ""
-    return html_page(title, body + '<div class="cards">\n' + "\n".join(cards) + "\n</div>")
+    return cards_page(title, cards, note)
 
 
 def write_generation_page(
@@ -79,3 +78,6 @@ def write_generation_page(
         generation_page("Generated text", [records[row] for row in rows], pictures, fields, note), encoding="utf-8"
     )
     return path
+
+
+__all__ = ["generation_page", "write_generation_page"]

@@ -116,3 +116,25 @@ def html_page(title: str, body: str) -> str:
         f"<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n"
         f"<body>\n<main>\n<h1>{escape(title)}</h1>\n{body}\n</main>\n</body>\n</html>\n"
     )
+
+
+def cards_page(title: str, cards: Sequence[str], note: str = "", nothing: str = "") -> str:
+    """
+    A page of cards beside and below each other.
+
+    Args:
+        title (`str`): of the page.
+        cards (`Sequence[str]`): each an element of class `card`, whose texts you have escaped.
+        note (`str`, *optional*): a line under the heading, escaped here.
+        nothing (`str`, *optional*): what a page without cards says, escaped here.
+
+    Returns:
+        `str`: the whole file, as of [`html_page`].
+    """
+    body = f"<p>{escape(note)}</p>\n" if note else ""
+    if nothing and not cards:
+        body += f"<p>{escape(nothing)}</p>"
+    return html_page(title, body + '<div class="cards">\n' + "\n".join(cards) + "\n</div>")
+
+
+__all__ = ["cards_page", "escape", "html_page", "html_table", "image_data_uri", "thumbnail"]

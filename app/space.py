@@ -17,7 +17,8 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 from ..training.publishing import save_model_files
-from .demo import DemoExample, name_model
+from .demo import name_model
+from .demo_examples import DemoExample
 
 _APP = '''"""The demo of a VTFusion model. Its code lies in vtfusion/; what that needs stands in requirements.txt."""
 
@@ -40,7 +41,7 @@ def write_space(
     Args:
         model (`str`): a trained model: a folder, which is taken along, or a Hub id.
         folder (`str` or `Path`): where to; made if it is not there, else it must be empty or an earlier Space of ours.
-        examples (`Sequence[DemoExample]`): texts to try, see [`~app.demo.find_examples`].
+        examples (`Sequence[DemoExample]`): texts to try, see [`~app.demo_examples.find_examples`].
         title (`str`, *optional*): of the page, by default the name of the model.
         revision (`str`, *optional*, defaults to `"main"`): branch, tag or commit of a model from the Hub.
 
@@ -123,3 +124,6 @@ def _write_examples(examples: Sequence[DemoExample], folder: Path) -> None:
             for picture, name in zip(example.pictures, names, strict=True):
                 picture.save(folder / name)
             file.write(json.dumps({"text": example.text, "images": names}, ensure_ascii=False) + "\n")
+
+
+__all__ = ["push_space", "requirements", "write_space"]

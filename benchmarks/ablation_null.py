@@ -55,4 +55,4 @@ def main(args: NullArguments) -> None:
 
 
 if __name__ == "__main__":
-    main(HfArgumentParser(NullArguments).parse_args_into_dataclasses()[0])
+    main(*HfArgumentParser(NullArguments).parse_args_into_dataclasses())

@@ -18,16 +18,17 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from json_lines import read_json_lines, write_json_lines
+
 Row = dict[str, Any]
 
 
 def read_rows(file: str, folder: str) -> list[Row]:
     """The rows of a file of JSON lines, with whole paths of images."""
-    rows = [json.loads(line) for line in Path(file).read_text(encoding="utf-8").splitlines()]
-    return [{**row, "image": str(Path(folder, row["image"]).resolve())} for row in rows]
+    return [{**row, "image": str(Path(folder, row["image"]).resolve())} for row in read_json_lines(file)]
 
 
-def entities(row: Row) -> list[Row]:
+def entities_of(row: Row) -> list[Row]:
     """The entities of words with IOB2 tags, as characters."""
     found: list[Row] = []
     start = 0
@@ -98,7 +99,7 @@ def main(job: dict[str, Any]) -> None:
             {
                 "text": [" ".join(row["tokens"]) if ner else row["text"] for row in rows],
                 "image": [row["image"] for row in rows],
-                "label": [json.dumps(entities(row)) if ner else row["label"] for row in rows],
+                "label": [json.dumps(entities_of(row)) if ner else row["label"] for row in rows],
             }
         )
     text = "ner_text" if ner else "hf_text"
@@ -130,10 +131,9 @@ def main(job: dict[str, Any]) -> None:
     )
     said = predictor.predict(frames["test"].drop(columns="label"))
     said = said["label"].tolist() if isinstance(said, pd.DataFrame) else list(said)
-    with open(output / "predictions.jsonl", "w", encoding="utf-8") as file:
-        for value in said:
-            spans = [[str(e["entity_group"]), int(e["start"]), int(e["end"])] for e in value] if ner else value
-            file.write(json.dumps(spans) + "\n")
+    if ner:
+        said = [[[str(e["entity_group"]), int(e["start"]), int(e["end"])] for e in entities] for entities in said]
+    write_json_lines(output / "predictions.jsonl", said)
 
 
 if __name__ == "__main__":

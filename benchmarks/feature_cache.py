@@ -16,31 +16,32 @@ import io
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from measuring import (
-    BenchmarkArguments,
     OwnMemory,
     Results,
+    RoundsArguments,
+    compare,
     in_child,
     parse,
     peak_mb,
     quartiles,
     quiet,
-    ratios,
     resident_mb,
     take_turns,
     timed,
-    trainer_of,
 )
+from models import MINILM, make_tagger, make_training_step
 
 QUICK = {"num_rows": 8, "batch_size": 4, "image_size": 32, "repeats": 2, "counts": [40, 80]}
 
 
 @dataclass
-class CacheArguments(BenchmarkArguments):
+class CacheArguments(RoundsArguments):
     num_rows: int = field(default=128, metadata={"help": "Rows of an epoch."})
     batch_size: int = field(default=16, metadata={"help": "Rows in a batch."})
     image_size: int = field(default=224, metadata={"help": "Pixels of a picture's side, in the epoch."})
@@ -90,93 +91,108 @@ def prepare(dataset: Any, model: Any, processor: Any, cache_dir: Path, dtype: st
 def measure_epoch(results: Results, args: CacheArguments, folder: Path) -> None:
     """Epochs on cached features, on pixels and on text alone; cold and warm start; bytes."""
     import torch
-    from transformers import AutoTokenizer, BertConfig, MobileNetV2Config, ViTImageProcessor
+    from transformers import AutoTokenizer
 
-    from vtfusion import VTFusionConfig, VTFusionForTokenClassification, VTFusionProcessor
     from vtfusion.training.collator import FusionCollator
     from vtfusion.training.token_classification import encode_windows
 
     torch.manual_seed(args.seed)
     dataset, text, _ = build_sample(folder, args.num_rows, args.image_size, args.seed)
-    tokenizer = AutoTokenizer.from_pretrained(text)
-    side = {"height": args.image_size, "width": args.image_size}
-    processor = VTFusionProcessor(image_processor=ViTImageProcessor(size=side), tokenizer=tokenizer)
-    minilm = {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536}
     names = dataset["train"].features["ner_tags"].feature.names
-    config = VTFusionConfig(
-        BertConfig(**minilm, vocab_size=len(tokenizer)), MobileNetV2Config(), num_labels=len(names)
-    )
-    model = VTFusionForTokenClassification(config)
+    model, processor = make_tagger(AutoTokenizer.from_pretrained(text), names, args.image_size, MINILM)
     model.freeze_vision_encoder()
-    step = trainer_of(model)
 
-    starts: dict[str, list[float]] = {"cold": [], "warm": []}
-    bytes_of = {}
-    for dtype in ("float32", "float16"):
-        for number in range(args.repeats):
-            cache_dir = folder / f"{dtype}-{number}"
-            for start in starts:
-                began = time.perf_counter()
-                keys, store, cache = prepare(dataset, model, processor, cache_dir, dtype)
-                starts[start].append(time.perf_counter() - began)
-            if number == 0:
-                size = sum(file.stat().st_size for file in cache.folder.rglob("*") if file.is_file())
-                bytes_of[dtype] = size / (len(store) + 1)  # with the blank image
-                if dtype == "float32":
-                    cached = FusionCollator(processor, store, cache)
+    starts = measure_starts(dataset, model, processor, args.repeats, folder)
+    keys, store, cache = starts.prepared
     windows = list(encode_windows(dataset["train"], processor, keys["train"]))
     batches = [windows[i : i + args.batch_size] for i in range(0, len(windows), args.batch_size)]
     without = [[{**window, "image_keys": None} for window in batch] for batch in batches]
-    collators = {"cached features": cached, "without the cache": FusionCollator(processor, store)}
+    step = make_training_step(model)
 
     def epoch(collator: Any, batches: Sequence[list[dict[str, Any]]]) -> None:
         for batch in batches:
             step(collator(batch))
 
+    cached, uncached = FusionCollator(processor, store, cache), FusionCollator(processor, store)
     measures = {
-        name: timed(lambda collator=collator: epoch(collator, batches)) for name, collator in collators.items()
+        "cached features": timed(partial(epoch, cached, batches)),
+        "without the cache": timed(partial(epoch, uncached, batches)),
+        "text alone": timed(partial(epoch, cached, without)),
     }
-    measures["text alone"] = timed(lambda: epoch(cached, without))
-    times = take_turns(measures, args.repeats)
     lines = []
-    for name, values in times.items():
-        low, ratio, high = ratios(values, times["cached features"])
-        seconds = quartiles(values)[1]
-        results.rows.append({"kind": "epoch", "contender": name, "seconds": seconds, "ratio": ratio})
-        lines.append((name, f"{seconds:.2f}", f"{ratio:.2f}", f"{low:.2f} … {high:.2f}"))
+    for name, compared in compare(take_turns(measures, args.repeats), "cached features").items():
+        results.rows.append({"kind": "epoch", "contender": name, **asdict(compared)})
+        lines.append((name, f"{compared.seconds:.2f}", f"{compared.ratio:.2f}", compared.spread))
     results.add_table(
         f"An epoch of {len(windows)} windows with {len(store)} different pictures",
         ("epoch", "seconds", "ratio to cached", "quartiles"),
         lines,
     )
+    show_starts(results, starts)
+
+
+@dataclass
+class Starts:
+    """Seconds of cold and of warm starts, bytes of an image by format, and what the first of them prepared."""
+
+    prepared: Any
+    seconds: dict[str, list[float]]
+    bytes_per_image: dict[str, float]
+
+
+def measure_starts(dataset: Any, model: Any, processor: Any, repeats: int, folder: Path) -> Starts:
+    """Cold and warm starts with a cache in float32 and in float16."""
+    starts = Starts(None, {"cold": [], "warm": []}, {})
+    for dtype in ("float32", "float16"):
+        for number in range(repeats):
+            for times in starts.seconds.values():
+                began = time.perf_counter()
+                prepared = prepare(dataset, model, processor, folder / f"{dtype}-{number}", dtype)
+                times.append(time.perf_counter() - began)
+            starts.prepared = starts.prepared or prepared
+            if number == 0:
+                _, store, cache = prepared
+                size = sum(file.stat().st_size for file in cache.folder.rglob("*") if file.is_file())
+                starts.bytes_per_image[dtype] = size / (len(store) + 1)  # with the blank image
+    return starts
+
+
+def show_starts(results: Results, starts: Starts) -> None:
+    """Their tables."""
+    _, store, _ = starts.prepared
     lines = []
-    for name, values in starts.items():
+    for name, values in starts.seconds.items():
         low, seconds, high = quartiles(values)
         results.rows.append({"kind": "start", "contender": name, "seconds": seconds})
         lines.append((name, f"{seconds:.2f}", f"{low:.2f} … {high:.2f}", f"{1000 * seconds / len(store):.1f}"))
     results.add_table(
         "Getting the pictures ready before the first step", ("start", "seconds", "quartiles", "ms per picture"), lines
     )
-    results.rows += [
-        {"kind": "bytes", "contender": dtype, "bytes_per_image": size} for dtype, size in bytes_of.items()
-    ]
+    sizes = starts.bytes_per_image
+    results.rows += [{"kind": "bytes", "contender": dtype, "bytes_per_image": size} for dtype, size in sizes.items()]
     results.add_table(
         "Disk, files of the cache over pictures",
         ("format", "bytes per picture"),
-        [(dtype, f"{size:,.0f}") for dtype, size in bytes_of.items()],
+        [(dtype, f"{size:,.0f}") for dtype, size in sizes.items()],
     )
 
 
 # ------------------------------------------------------------------------------------------------ what is computed
 
 
+def image_features() -> Any:
+    """The columns of a data set of images alone."""
+    from datasets import Features, Image, List
+
+    return Features({"images": List(Image(decode=False))})
+
+
 def rows_of_images(pictures: Sequence[bytes]) -> Any:
     """A data set with an image in each row."""
-    from datasets import Dataset, DatasetDict, Features, Image, List
+    from datasets import Dataset, DatasetDict
 
-    features = Features({"images": List(Image(decode=False))})
     rows = [[{"bytes": picture, "path": None}] for picture in pictures]
-    return DatasetDict(train=Dataset.from_dict({"images": rows}, features=features))
+    return DatasetDict(train=Dataset.from_dict({"images": rows}, features=image_features()))
 
 
 def bitmap(seed: int, side: int = 16) -> bytes:
@@ -241,6 +257,7 @@ def measure_changes(results: Results, folder: Path, num_images: int = 8) -> None
 
 
 def bitmaps(count: int) -> Iterator[dict[str, Any]]:
+    """Rows with a picture each."""
     for number in range(count):
         yield {"images": [{"bytes": bitmap(number), "path": None}]}
 
@@ -250,14 +267,13 @@ def cache_images(count: int) -> dict[str, float]:
     Caches so many tiny images, then starts again; seconds of both, and the memory that this takes, apart from the pages of the
     files that hold images and features.
     """
-    from datasets import Dataset, DatasetDict, Features, Image, List
+    from datasets import Dataset, DatasetDict
 
     quiet()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        features = Features({"images": List(Image(decode=False))})
         rows = Dataset.from_generator(
-            bitmaps, features=features, gen_kwargs={"count": count}, cache_dir=str(folder / "rows")
+            bitmaps, features=image_features(), gen_kwargs={"count": count}, cache_dir=str(folder / "rows")
         )
         dataset = DatasetDict(train=rows)
         _, text, vision = build_sample(folder, 8, 32)
@@ -280,6 +296,7 @@ def cache_images(count: int) -> dict[str, float]:
 
 
 def measure_many(results: Results, counts: Sequence[int]) -> None:
+    """Time and memory of [`cache_images`], a process for each count."""
     lines = []
     for count in counts:
         found = in_child(__file__, "cache_images", count=count)

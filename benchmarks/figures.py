@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from vtfusion.app.plotting import PALETTE
+from vtfusion.app.style import GRID, INK, PALETTE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,12 +22,13 @@ def make_figure(columns: int, width: float, height: float) -> "tuple[Figure, lis
     axes = list(figure.subplots(1, columns, squeeze=False)[0])
     for each in axes:
         each.spines[["top", "right"]].set_visible(False)
-        each.grid(color="#E3E3E3", linewidth=0.8)
+        each.grid(color=GRID, linewidth=0.8)
         each.set_axisbelow(True)
     return figure, axes
 
 
 def rows_of(record: Record, kind: str) -> list[Record]:
+    """The results of one kind."""
     return [row for row in record["rows"] if row.get("kind") == kind]
 
 
@@ -64,7 +65,7 @@ def draw_fusion_price(record: Record) -> "Figure":
             markersize=6,
             label="floating-point operations",
         )
-        each.axvline(1, color="#1A1A1A", linewidth=0.8)
+        each.axvline(1, color=INK, linewidth=0.8)
         each.set_yticks(
             places,
             [f"{row['size']}, L {row['length']}, N {row['positions']}, {row['contender']}" for row in rows]
@@ -96,10 +97,21 @@ def draw_peers(record: Record) -> "Figure":
 
 def draw_growth(record: Record) -> "Figure":
     """Time and memory over size, and cost per row, all with logarithms on both axes."""
+    figure, (time, memory, cost) = make_figure(3, 14, 4.6)
+    draw_block_growth(record, time, memory)
+    draw_cost_per_row(record, cost)
+    for axes in (time, memory, cost):
+        axes.set_xscale("log", base=10 if axes is cost else 2)
+        axes.set_yscale("log")
+        axes.legend(frameon=False, fontsize=8)
+    return figure
+
+
+def draw_block_growth(record: Record, time: "Axes", memory: "Axes") -> None:
+    """A line for each series of the fusion block."""
     blocks = rows_of(record, "block")
     slopes = {row["series"]: row for row in rows_of(record, "slope")}
     series = list(dict.fromkeys(row["series"] for row in blocks))
-    figure, (time, memory, cost) = make_figure(3, 14, 4.6)
     for name, color, marker in zip(series, (BLUE, ORANGE, GREEN, PINK, RED), MARKERS, strict=True):
         rows = [row for row in blocks if row["series"] == name]
         sizes = [row["size"] for row in rows]
@@ -111,23 +123,22 @@ def draw_growth(record: Record) -> "Figure":
             axes.plot(sizes, values, color=color, marker=marker, markersize=5, label=label)
         if name == "L and N":
             stored = [row["similarity_mb"] for row in rows]
-            memory.plot(sizes, stored, ":", color="#1A1A1A", label="S alone, if it were stored, of L and N")
+            memory.plot(sizes, stored, ":", color=INK, label="S alone, if it were stored, of L and N")
     time.set_ylabel("forward and backward, ms")
     memory.set_ylabel("memory of a step, MB")
     for axes in (time, memory):
         axes.set_xlabel("size (N where L and N grow)")
+
+
+def draw_cost_per_row(record: Record, axes: "Axes") -> None:
+    """A line for each stage that a data set passes."""
     stages = list(dict.fromkeys(row["stage"] for row in rows_of(record, "rows")))
     for name, color, marker in zip(stages, (BLUE, ORANGE, GREEN), MARKERS, strict=False):
         rows = [row for row in rows_of(record, "rows") if row["stage"] == name]
         values = [1000 * row["seconds"] / row["count"] for row in rows]
-        cost.plot([row["count"] for row in rows], values, color=color, marker=marker, label=name)
-    cost.set_xlabel("rows")
-    cost.set_ylabel("ms per row")
-    for axes in (time, memory, cost):
-        axes.set_xscale("log", base=10 if axes is cost else 2)
-        axes.set_yscale("log")
-        axes.legend(frameon=False, fontsize=8)
-    return figure
+        axes.plot([row["count"] for row in rows], values, color=color, marker=marker, label=name)
+    axes.set_xlabel("rows")
+    axes.set_ylabel("ms per row")
 
 
 def draw_feature_cache(record: Record) -> "Figure":
@@ -160,19 +171,15 @@ def draw_feature_cache(record: Record) -> "Figure":
 
 def draw_serving(record: Record) -> "Figure":
     """Texts a second through the pipeline, and of a batch by each backend."""
-    figure, (pipeline, backend) = make_figure(2, 13, 3.6)
-    rows = rows_of(record, "pipeline")
-    texts = record["settings"]["num_texts"]
-    names = [row["contender"] for row in rows]
-    draw_bars(
-        pipeline, names, [texts / row["seconds"] for row in rows], [BLUE] * len(rows), "pipeline, texts a second"
+    figure, panels = make_figure(2, 13, 3.6)
+    shown = (
+        ("pipeline", "num_texts", BLUE, "pipeline, texts a second"),
+        ("backend", "batch_size", GREEN, "one batch, texts a second"),
     )
-    rows = rows_of(record, "backend")
-    texts = record["settings"]["batch_size"]
-    names = [row["contender"] for row in rows]
-    draw_bars(
-        backend, names, [texts / row["seconds"] for row in rows], [GREEN] * len(rows), "one batch, texts a second"
-    )
+    for axes, (kind, setting, color, label) in zip(panels, shown, strict=True):
+        rows = rows_of(record, kind)
+        speeds = [record["settings"][setting] / row["seconds"] for row in rows]
+        draw_bars(axes, [row["contender"] for row in rows], speeds, [color] * len(rows), label)
     return figure
 
 

@@ -12,36 +12,31 @@ docs/results.md. The batch has `tokens` tokens in all, so texts four times as lo
 take turns in each round; a step is forward, backward, clipping and AdamW.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
-from measuring import (
-    BenchmarkArguments,
-    Results,
-    count_flops,
-    infer,
-    parse,
-    quartiles,
-    ratios,
-    take_turns,
-    timed,
-    trainer_of,
-    wake_fusion,
-)
+import torch
+from measuring import Results, RoundsArguments, compare, parse, take_turns, timed
+from models import MINILM, bert_sizes, count_flops, infer, make_training_step, random_boxes, random_words, wake_fusion
+from torch.profiler import ProfilerActivity, profile
+from transformers import AutoModelForTokenClassification, BertConfig
+
+from vtfusion import VTFusionConfig, VTFusionForTokenClassification
 
 SIZES: dict[str, dict[str, int]] = {
     "BERT-base": {},  # the defaults of `BertConfig`
-    "MiniLM": {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536},
-    "tiny": {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64},
+    "MiniLM": MINILM,
+    "tiny": bert_sizes(hidden_size=32, num_layers=1),
 }
+NUM_LABELS = 9
 LEAN: dict[str, Any] = {"vision_loss_weight": 0.0, "fusion_dropout": 0.0}
 QUICK = {"sizes": ["tiny"], "lengths": [8, 16], "positions": [4], "tokens": 32, "repeats": 2, "profiled_steps": 1}
 
 
 @dataclass
-class PriceArguments(BenchmarkArguments):
+class PriceArguments(RoundsArguments):
     sizes: list[str] = field(
         default_factory=lambda: ["BERT-base", "MiniLM"],
         metadata={"help": "Of the text encoder.", "choices": list(SIZES)},
@@ -50,24 +45,18 @@ class PriceArguments(BenchmarkArguments):
     positions: list[int] = field(default_factory=lambda: [49, 196], metadata={"help": "N, positions of an image."})
     visual_hidden_size: int = field(default=1280, metadata={"help": "Width of the cached features."})
     tokens: int = field(default=1024, metadata={"help": "Tokens in a batch."})
-    repeats: int = field(default=5, metadata={"help": "Rounds."})
     profiled_steps: int = field(default=3, metadata={"help": "Training steps in a profile."})
 
 
 def make_models(size: str, args: PriceArguments) -> dict[str, Any]:
     """The plain model and the two fused ones."""
-    import torch
-    from transformers import AutoModelForTokenClassification, BertConfig
-
-    from vtfusion import VTFusionConfig, VTFusionForTokenClassification
-
     torch.manual_seed(args.seed)
     text = {**SIZES[size], "max_position_embeddings": max(512, *args.lengths)}
     settings: dict[str, Any]
-    models = {"plain": AutoModelForTokenClassification.from_config(BertConfig(**text, num_labels=9))}
+    models = {"plain": AutoModelForTokenClassification.from_config(BertConfig(**text, num_labels=NUM_LABELS))}
     for name, settings in (("fused", {}), ("lean", LEAN)):
         config = VTFusionConfig(
-            BertConfig(**text), visual_hidden_size=args.visual_hidden_size, num_labels=9, **settings
+            BertConfig(**text), visual_hidden_size=args.visual_hidden_size, num_labels=NUM_LABELS, **settings
         )
         models[name] = VTFusionForTokenClassification(config)
         wake_fusion(models[name])
@@ -76,20 +65,13 @@ def make_models(size: str, args: PriceArguments) -> dict[str, Any]:
 
 def make_batch(length: int, positions: int, args: PriceArguments) -> dict[str, Any]:
     """Inputs of a batch as the collator makes them; without positions those of the plain model."""
-    import torch
-
     generator = torch.Generator().manual_seed(args.seed)
     rows = max(1, args.tokens // length)
-    batch = {
-        "input_ids": torch.randint(1000, 20000, (rows, length), generator=generator),
-        "attention_mask": torch.ones(rows, length, dtype=torch.long),
-        "labels": torch.randint(9, (rows, length), generator=generator),
-    }
+    batch = random_words(rows, length, NUM_LABELS, generator)
     if positions:
-        boxes = torch.rand(rows, 1, positions, 2, 2, generator=generator).sort(dim=3).values
         batch |= {
+            "visual_boxes": random_boxes(rows, 1, positions, generator=generator),
             "visual_embeds": torch.randn(rows, 1, positions, args.visual_hidden_size, generator=generator),
-            "visual_boxes": boxes.flatten(3),
             "image_mask": torch.ones(rows, 1, dtype=torch.long),
         }
     return batch
@@ -97,8 +79,6 @@ def make_batch(length: int, positions: int, args: PriceArguments) -> dict[str, A
 
 def operator_times(action: Callable[[], Any], steps: int) -> dict[str, tuple[float, float]]:
     """Milliseconds that each operator itself takes in one call of `action`, and how often it is called."""
-    from torch.profiler import ProfilerActivity, profile
-
     action()
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
         for _ in range(steps):
@@ -133,46 +113,49 @@ def show_profile(
     )
 
 
+def compare_models(
+    results: Results, size: str, length: int, models: Mapping[str, Any], steps: Mapping[str, Any], args: PriceArguments
+) -> list[tuple[str, ...]]:
+    """Steps and inferences on texts of one length; for each fused model and number of positions a line of the table."""
+    batches = {positions: make_batch(length, positions, args) for positions in (0, *args.positions)}
+    contenders = [("plain", 0), *((name, n) for name in ("fused", "lean") for n in args.positions)]
+    lines: list[tuple[str, ...]] = []
+    for mode in ("training", "inference"):
+        actions: dict[tuple[str, int], Callable[[], Any]] = {}
+        for name, positions in contenders:
+            run = steps[name] if mode == "training" else partial(infer, models[name])
+            actions[name, positions] = partial(run, batches[positions])
+        flops = {key: count_flops(action) for key, action in actions.items()}
+        times = take_turns({key: timed(action) for key, action in actions.items()}, args.repeats)
+        for (name, positions), compared in compare(times, ("plain", 0)).items():
+            by_flops = flops[name, positions] / flops["plain", 0]
+            results.rows.append(
+                {
+                    "kind": mode,
+                    "size": size,
+                    "length": length,
+                    "positions": positions,
+                    "contender": name,
+                    **asdict(compared),
+                    "flops": flops[name, positions],
+                    "flops_ratio": by_flops,
+                }
+            )
+            if name != "plain":
+                case = f"{size}, L = {length}, N = {positions}"
+                over = f"{compared.ratio / by_flops - 1:+.0%}"
+                lines.append((case, mode, name, f"{compared.ratio:.2f}", compared.spread, f"{by_flops:.2f}", over))
+    return lines
+
+
 def main(args: PriceArguments) -> None:
     results = Results("fusion_price", "What does fusion cost beside a plain text model?", args)
-    rows = []
+    lines = []
     for size in args.sizes:
         models = make_models(size, args)
-        steps = {name: trainer_of(model) for name, model in models.items()}
+        steps = {name: make_training_step(model) for name, model in models.items()}
         for length in args.lengths:
-            batches = {positions: make_batch(length, positions, args) for positions in (0, *args.positions)}
-            contenders = [("plain", 0), *((name, n) for name in ("fused", "lean") for n in args.positions)]
-            for mode in ("training", "inference"):
-                actions: dict[tuple[str, int], Callable[[], Any]] = {}
-                for name, positions in contenders:
-                    run = steps[name] if mode == "training" else partial(infer, models[name])
-                    actions[name, positions] = partial(run, batches[positions])
-                flops = {key: count_flops(action) for key, action in actions.items()}
-                times = take_turns({key: timed(action) for key, action in actions.items()}, args.repeats)
-                for name, positions in contenders:
-                    low, ratio, high = ratios(times[name, positions], times["plain", 0])
-                    by_flops = flops[name, positions] / flops["plain", 0]
-                    seconds = quartiles(times[name, positions])[1]
-                    results.rows.append(
-                        {
-                            "kind": mode,
-                            "size": size,
-                            "length": length,
-                            "positions": positions,
-                            "contender": name,
-                            "seconds": seconds,
-                            "ratio": ratio,
-                            "ratio_low": low,
-                            "ratio_high": high,
-                            "flops": flops[name, positions],
-                            "flops_ratio": by_flops,
-                        }
-                    )
-                    if name != "plain":
-                        case = f"{size}, L = {length}, N = {positions}"
-                        spread = f"{low:.2f} … {high:.2f}"
-                        over = f"{ratio / by_flops - 1:+.0%}"
-                        rows.append((case, mode, name, f"{ratio:.2f}", spread, f"{by_flops:.2f}", over))
+            lines += compare_models(results, size, length, models, steps, args)
         length, positions = args.lengths[0], args.positions[0]
         found = {}
         for name, n in (("plain", 0), ("fused", positions)):
@@ -181,7 +164,7 @@ def main(args: PriceArguments) -> None:
     results.add_table(
         "Time over that of the plain model, and the same of floating-point operations",
         ("case", "", "model", "time ratio", "quartiles", "operations' ratio", "time over operations"),
-        rows,
+        lines,
     )
     results.save()
 

@@ -18,7 +18,7 @@ from transformers import HfArgumentParser
 
 
 @dataclass
-class StepArguments:
+class GenerationStepArguments:
     text_model: str = field(metadata={"help": "A decoder language model: a folder or a Hub id."})
     vision_model: str = field(metadata={"help": "A vision encoder: a folder or a Hub id."})
     batch_size: int = field(default=1, metadata={"help": "Prompts at a time."})
@@ -29,7 +29,7 @@ class StepArguments:
     repeats: int = field(default=5, metadata={"help": "Turns of each."})
 
 
-def main(args: StepArguments) -> None:
+def main(args: GenerationStepArguments) -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -97,4 +97,4 @@ def main(args: StepArguments) -> None:
 
 
 if __name__ == "__main__":
-    main(HfArgumentParser(StepArguments).parse_args_into_dataclasses()[0])
+    main(*HfArgumentParser(GenerationStepArguments).parse_args_into_dataclasses())

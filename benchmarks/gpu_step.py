@@ -14,13 +14,14 @@ result without a GPU: the program stops and says so.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
 import peers
 import torch
-from measuring import MB, Results, count_flops, parse, quartiles, ratios, take_turns, timed
+from measuring import MB, Results, compare, parse, take_turns, timed
+from models import count_flops, make_training_step
 from torch import nn
 from transformers import BertConfig, ViTConfig
 
@@ -35,7 +36,6 @@ class GpuArguments(peers.SizeArguments):
     batch_size: int = field(default=64, metadata={"help": "Texts with a picture in a batch."})
     length: int = field(default=128, metadata={"help": "Tokens of a text."})
     steps: int = field(default=10, metadata={"help": "Steps in a time."})
-    repeats: int = field(default=5, metadata={"help": "Rounds."})
     matrix_size: int = field(default=8192, metadata={"help": "Side of the matrices that tell the card's rate."})
 
 
@@ -68,22 +68,6 @@ def matrix_rate(size: int, device: str, repeats: int = 20) -> float:
     return 2 * size**3 / min(timed(multiply)() for _ in range(repeats))
 
 
-def step_of(model: nn.Module, batch: dict[str, torch.Tensor]) -> Callable[[], None]:
-    """A training step under autocast."""
-    trained = [parameter for parameter in model.train().parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=1e-6, fused=True)
-
-    def step() -> None:
-        with torch.autocast(next(iter(batch.values())).device.type, torch.bfloat16):
-            loss = model(**batch).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(trained, 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return step
-
-
 def main(args: GpuArguments) -> None:
     if not torch.cuda.is_available():
         raise SystemExit("gpu_step.py needs a CUDA GPU, and torch finds none here: nothing was measured.")
@@ -95,7 +79,8 @@ def main(args: GpuArguments) -> None:
     measures, flops, memory = {}, {}, {}
     for name, contender in CONTENDERS.items():
         others = torch.cuda.memory_allocated()
-        step = step_of(*peers.make_contender(contender, args, "cuda"))
+        model, batch = peers.make_contender(contender, args, "cuda")
+        step = partial(make_training_step(model), batch, bf16=True)
         torch.cuda.reset_peak_memory_stats()
         step()
         # the models before this one stay, with what their optimizers keep
@@ -109,26 +94,23 @@ def main(args: GpuArguments) -> None:
 
         measures[name] = timed(measure)
     times = take_turns(measures, args.repeats)
-    first = next(iter(CONTENDERS))
     lines = []
-    for name, values in times.items():
-        low, ratio, high = ratios(values, times[first])
-        seconds = quartiles(values)[1] / args.steps
+    for name, compared in compare(times, next(iter(CONTENDERS))).items():
+        seconds = compared.seconds / args.steps
         row: dict[str, Any] = {
             "kind": "training",
             "contender": name,
+            **asdict(compared),
+            "seconds": seconds,
             "examples_per_second": args.batch_size / seconds,
             "tokens_per_second": args.batch_size * args.length / seconds,
-            "ratio": ratio,
-            "ratio_low": low,
-            "ratio_high": high,
             "share_of_matrix_rate": flops[name] / seconds / rate,
             "step_memory_mb": memory[name],
         }
         results.rows.append(row)
-        line = (name, f"{row['examples_per_second']:.0f}", f"{row['tokens_per_second']:,.0f}", f"{ratio:.2f}")
+        line = (name, f"{row['examples_per_second']:.0f}", f"{row['tokens_per_second']:,.0f}", f"{compared.ratio:.2f}")
         share = f"{row['share_of_matrix_rate']:.0%}"
-        lines.append((*line, f"{low:.2f} … {high:.2f}", share, f"{memory[name]:.0f}"))
+        lines.append((*line, compared.spread, share, f"{memory[name]:.0f}"))
     results.add_table(
         f"Training in bfloat16, batches of {args.batch_size}, {args.length} tokens, a picture of {args.image_size} pixels",
         ("model", "texts/s", "tokens/s", "ratio of times", "quartiles", "share of the card's rate", "memory, MB"),

@@ -17,16 +17,18 @@ Rows are synthetic: texts of 15 made-up words paired by name (`pairing_scale.py`
 
 import tempfile
 import time
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from measuring import (
     MB,
-    BenchmarkArguments,
     OwnMemory,
     Results,
+    RoundsArguments,
     in_child,
     parse,
     peak_mb,
@@ -37,19 +39,22 @@ from measuring import (
     take_turns,
     timed,
 )
+from models import random_boxes
+from transformers import BertConfig
+
+from vtfusion import VTFusionConfig, VTFusionModel
 
 QUICK = {"max_length": 64, "max_positions": 128, "max_images": 4, "max_batch": 4, "rows": [30, 60], "repeats": 2}
 TEXT_WIDTH, VISUAL_WIDTH, HEADS = 384, 768, 4
 
 
 @dataclass
-class GrowthArguments(BenchmarkArguments):
+class GrowthArguments(RoundsArguments):
     max_length: int = field(default=4096, metadata={"help": "The longest text, in tokens."})
     max_positions: int = field(default=16384, metadata={"help": "The most positions of an image."})
     max_images: int = field(default=64, metadata={"help": "The most images of a text, of 49 positions each."})
     max_batch: int = field(default=128, metadata={"help": "The most texts in a batch."})
     rows: list[int] = field(default_factory=lambda: [1_000, 10_000, 100_000], metadata={"help": "Numbers of rows."})
-    repeats: int = field(default=5, metadata={"help": "Rounds."})
 
 
 def doubled(first: int, last: int) -> list[int]:
@@ -80,11 +85,6 @@ class Block:
     """The fusion part of a model, and random inputs for it."""
 
     def __init__(self, rows: int, length: int, images: int, positions: int, seed: int = 0):
-        import torch
-        from transformers import BertConfig
-
-        from vtfusion import VTFusionConfig, VTFusionModel
-
         torch.manual_seed(seed)
         text = BertConfig(
             vocab_size=8, hidden_size=TEXT_WIDTH, num_hidden_layers=1, num_attention_heads=6, intermediate_size=8
@@ -94,7 +94,7 @@ class Block:
         ).train()
         self.text = torch.randn(rows, length, TEXT_WIDTH, requires_grad=True)
         self.features = torch.randn(rows, images, positions, VISUAL_WIDTH)
-        self.boxes = torch.rand(rows, images, positions, 2, 2).sort(dim=3).values.flatten(3)
+        self.boxes = random_boxes(rows, images, positions)
         self.text_mask = torch.ones(rows, length, dtype=torch.bool)
         self.visual_mask = torch.ones(rows, images * positions, dtype=torch.bool)
 
@@ -124,6 +124,7 @@ def upper_slope(sizes: list[int], costs: list[float]) -> float:
 
 
 def measure_block(results: Results, args: GrowthArguments) -> None:
+    """Each series with its slopes."""
     for name, shapes in make_series(args).items():
         blocks = {size: Block(**shape, seed=args.seed) for size, shape in shapes.items()}
         times = take_turns({size: timed(block.step) for size, block in blocks.items()}, args.repeats)
@@ -168,9 +169,7 @@ def measure_block(results: Results, args: GrowthArguments) -> None:
 
 def pair_rows(count: int) -> dict[str, float]:
     """Pairs so many texts with a tenth as many images by their names, and saves them."""
-    import PIL.Image
-    from datasets import Dataset
-    from pairing_scale import ScaleArguments, make_texts, run
+    from pairing_scale import ScaleArguments, pair, write_data
 
     quiet()
     found = {}
@@ -178,13 +177,11 @@ def pair_rows(count: int) -> dict[str, float]:
     for number in (10, count):
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            PIL.Image.new("RGB", (8, 8)).save(folder / "image.png")
-            sizes = {"num_texts": number, "num_images": max(1, number // 10)}
-            texts = Dataset.from_generator(make_texts, gen_kwargs=sizes, cache_dir=str(folder / "cache"))
-            texts.save_to_disk(str(folder / "texts"))
+            args = ScaleArguments(num_texts=number, num_images=max(1, number // 10))
+            write_data(args, folder)
             with OwnMemory() as own:
                 started = time.perf_counter()
-                run("lexicon", ScaleArguments(**sizes), folder)
+                pair(args, "lexicon", folder)
                 seconds = time.perf_counter() - started
             found = {"seconds": seconds, "memory_mb": own.mb}
     return found
@@ -216,7 +213,7 @@ def read_rows(count: int) -> dict[str, float]:
         model, processor = tiny_model(text, vision)
         features = Features({"tokens": List(Value("string")), "ner_tags": List(ClassLabel(names=["O", "B-X"]))})
         texts = Dataset.from_generator(
-            tagged, features=features, gen_kwargs={"texts": partial(make_texts, count, 10)}, cache_dir=str(folder)
+            with_tags, features=features, gen_kwargs={"texts": partial(make_texts, count, 10)}, cache_dir=str(folder)
         )
         DatasetDict(train=texts).save_to_disk(str(folder / "texts"))
         with OwnMemory() as own:
@@ -237,7 +234,8 @@ def read_rows(count: int) -> dict[str, float]:
         return {"seconds": seconds, "memory_mb": own.mb, "seen": seen}
 
 
-def tagged(texts: Any) -> Any:
+def with_tags(texts: Callable[[], Iterable[dict[str, Any]]]) -> Iterator[dict[str, Any]]:
+    """The rows, tagged as without entities."""
     for row in texts():
         yield {**row, "ner_tags": [0] * len(row["tokens"])}
 
@@ -246,6 +244,7 @@ STAGES = {"pairing by name": "pair_rows", "caching features": "cache_rows", "dat
 
 
 def measure_rows(results: Results, args: GrowthArguments) -> None:
+    """Each stage with the slope of its time."""
     lines = []
     for stage, function in STAGES.items():
         costs, memory = [], []

@@ -1,5 +1,5 @@
 """
-What the benchmarks share: contenders that take turns, ratios with their spread, peak memory in a process of its own, the
+How the benchmarks measure: contenders that take turns, ratios with their spread, peak memory in a process of its own, the
 machine and the versions, and results as JSON and as tables.
 
 A speed that is measured alone says as much about what else the machine did. So contenders run one after the other, round
@@ -21,18 +21,31 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 Name = TypeVar("Name", bound=Hashable)
-Arguments = TypeVar("Arguments", bound="BenchmarkArguments")
+Arguments = TypeVar("Arguments", bound="QuickArguments")
 
 MB = 2**20
 
 
 @dataclass
 class BenchmarkArguments:
-    """What every benchmark takes."""
+    """What every benchmark takes that saves its results."""
 
     output_dir: str = field(default="outputs/benchmarks", metadata={"help": "Folder of the JSON file."})
-    quick: bool = field(default=False, metadata={"help": "Tiny sizes, to see that it runs; no numbers to quote."})
     seed: int = field(default=0, metadata={"help": "Of weights and inputs."})
+
+
+@dataclass
+class QuickArguments(BenchmarkArguments):
+    """What every benchmark takes that [`parse`] can make small."""
+
+    quick: bool = field(default=False, metadata={"help": "Tiny sizes, to see that it runs; no numbers to quote."})
+
+
+@dataclass
+class RoundsArguments(QuickArguments):
+    """What every benchmark takes whose contenders take turns."""
+
+    repeats: int = field(default=5, metadata={"help": "Rounds."})
 
 
 def parse(arguments: type[Arguments], quick: Mapping[str, Any]) -> Arguments:
@@ -98,6 +111,30 @@ def quartiles(values: Sequence[float]) -> tuple[float, float, float]:
 def ratios(times: Sequence[float], base: Sequence[float]) -> tuple[float, float, float]:
     """Quartiles of the ratios of two contenders' times, round by round."""
     return quartiles([mine / theirs for mine, theirs in zip(times, base, strict=True)])
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A contender's median time, and the quartiles of its ratios to another's times of the same rounds."""
+
+    seconds: float
+    ratio: float
+    ratio_low: float
+    ratio_high: float
+
+    @property
+    def spread(self) -> str:
+        """The quartiles around the ratio, for a table."""
+        return f"{self.ratio_low:.2f} … {self.ratio_high:.2f}"
+
+
+def compare(times: Mapping[Name, Sequence[float]], base: Name) -> dict[Name, Compared]:
+    """What [`take_turns`] measured, each contender beside `base`."""
+    compared = {}
+    for name, values in times.items():
+        low, ratio, high = ratios(values, times[base])
+        compared[name] = Compared(quartiles(values)[1], ratio, low, high)
+    return compared
 
 
 def slope(sizes: Sequence[float], costs: Sequence[float]) -> float:
@@ -270,52 +307,6 @@ def describe_machine(found: Mapping[str, Any]) -> str:
         f"{found['cpu']}, {found['cores']} cores, {found['memory_gb']} GB, {found['threads']} threads, load "
         f"{found['load_at_start']} at the start; {versions}"
     )
-
-
-# ---------------------------------------------------------------------------------------------------------- models
-
-
-def trainer_of(model: Any) -> Callable[[Mapping[str, Any]], None]:
-    """A training step of a model that returns a loss: forward, backward, clipping and AdamW, as `Trainer` does them."""
-    import torch
-
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=1e-6, fused=True)
-
-    def step(batch: Mapping[str, Any]) -> None:
-        model.train()
-        model(**batch).loss.backward()
-        torch.nn.utils.clip_grad_norm_(trained, 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return step
-
-
-def infer(model: Any, batch: Mapping[str, Any]) -> None:
-    """A forward pass as in use: without labels and gradients."""
-    import torch
-
-    with torch.inference_mode():
-        model.eval()(**{name: value for name, value in batch.items() if name != "labels"})
-
-
-def count_flops(action: Callable[[], Any]) -> int:
-    """Floating-point operations of the matrix products and convolutions in an action."""
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-    from torch.utils.flop_counter import FlopCounterMode
-
-    # The counter knows no fused attention on CPUs; written out, it is two products, of the same operations.
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        action()
-    return counter.get_total_flops()
-
-
-def wake_fusion(model: Any) -> None:
-    """Gives a new model an output of fusion other than zero, as after a training: products with zeros might be cheaper."""
-    import torch
-
-    torch.nn.init.normal_(model.base_model.fusion.output.weight, std=0.02)
 
 
 if __name__ == "__main__":

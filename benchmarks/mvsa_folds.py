@@ -10,11 +10,11 @@ Writes `fold-K/{train,valid,test}.jsonl` for K = 0 … 4, with picture paths tha
 """
 
 import hashlib
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from json_lines import read_json_lines, write_json_lines
 from transformers import HfArgumentParser
 
 
@@ -26,7 +26,7 @@ class FoldArguments:
     seed: int = field(default=0, metadata={"help": "Of the shuffle."})
 
 
-def group(rows: list[dict[str, Any]], folder: Path) -> list[int]:
+def group_rows(rows: list[dict[str, Any]], folder: Path) -> list[int]:
     """A number for each row; rows that share a text or a picture, also through others, have the same one."""
     parent = list(range(len(rows)))
 
@@ -47,9 +47,8 @@ def main(args: FoldArguments) -> None:
     from sklearn.model_selection import StratifiedGroupKFold
 
     folder = Path(args.data_dir)
-    lines = (folder / "train.jsonl").read_text(encoding="utf-8").splitlines()
-    rows = [json.loads(line) for line in lines]
-    groups = group(rows, folder)
+    rows = read_json_lines(folder / "train.jsonl")
+    groups = group_rows(rows, folder)
     labels = [row["label"] for row in rows]
 
     def split(chosen: list[int], parts: int) -> tuple[list[int], list[int]]:
@@ -64,9 +63,7 @@ def main(args: FoldArguments) -> None:
         output = Path(args.output_dir, f"fold-{number}")
         output.mkdir(parents=True, exist_ok=True)
         for name, part in (("train", train), ("valid", valid), ("test", list(test))):
-            with open(output / f"{name}.jsonl", "w", encoding="utf-8") as file:
-                for index in part:
-                    file.write(json.dumps(rows[index], ensure_ascii=False) + "\n")
+            write_json_lines(output / f"{name}.jsonl", (rows[index] for index in part))
         print(f"{output}: {len(train):,} train, {len(valid):,} valid, {len(test):,} test")
     print(f"{len(rows):,} tweets in {len(set(groups)):,} groups")
 

@@ -14,9 +14,8 @@ them times their number), so that it is an upper bound; it counts memory-mapped 
 """
 
 import json
+import random
 import resource
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -24,28 +23,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from measuring import in_child, peak_mb
 from transformers import HfArgumentParser
 
 _SYLLABLES = [
-    "ba",
-    "co",
-    "di",
-    "fu",
-    "ga",
-    "ha",
-    "jo",
-    "ke",
-    "li",
-    "mo",
-    "nu",
-    "pa",
-    "ri",
-    "so",
-    "ta",
-    "ve",
-    "wi",
-    "ze",
-]
+    "ba", "co", "di", "fu", "ga", "ha", "jo", "ke", "li",
+    "mo", "nu", "pa", "ri", "so", "ta", "ve", "wi", "ze",
+]  # fmt: skip
 
 
 @dataclass
@@ -76,12 +60,14 @@ def make_name(image: int) -> str:
     return f"{make_word(image).capitalize()} {make_word(image * 7 + 3).capitalize()}"
 
 
+def common_words() -> list[str]:
+    """What texts and captions are made of."""
+    return [make_word(number) for number in range(5000)]
+
+
 def make_texts(num_texts: int, num_images: int) -> Iterator[dict[str, list[str]]]:
     """Rows with `tokens`; every third has the name of an image in it."""
-    import random
-
-    rng = random.Random(0)
-    common = [make_word(number) for number in range(5000)]
+    rng, common = random.Random(0), common_words()
     for row in range(num_texts):
         words = rng.choices(common, k=15)
         if row % 3 == 0:
@@ -111,15 +97,35 @@ def make_embedder(args: ScaleArguments) -> Any:
     return Embedder(BertModel(config), tokenizer, batch_size=args.batch_size)
 
 
-def run(strategy: str, args: ScaleArguments, folder: Path) -> dict[str, Any]:
-    """Pairs and saves in this process."""
-    import random
+def write_data(args: ScaleArguments, folder: Path) -> None:
+    """The texts, and the file of all images."""
+    import PIL.Image
+    from datasets import Dataset
 
+    PIL.Image.new("RGB", (8, 8)).save(folder / "image.png")
+    sizes = {"num_texts": args.num_texts, "num_images": args.num_images}
+    texts = Dataset.from_generator(make_texts, gen_kwargs=sizes, cache_dir=str(folder / "cache"))
+    texts.save_to_disk(str(folder / "texts"))
+
+
+def make_bank(args: ScaleArguments, image: Path, num_captions: int) -> Any:
+    """Images with names and captions, which share one file."""
+    from vtfusion.training.image_bank import BankImage, ImageBank
+
+    rng, common = random.Random(1), common_words()
+    images = []
+    for place in range(args.num_images):
+        captions = tuple(" ".join(rng.choices(common, k=10)) for _ in range(num_captions))
+        images.append(BankImage(str(place), str(image), make_name(place), captions=captions))
+    return ImageBank(images)
+
+
+def pair(args: ScaleArguments, strategy: str, folder: Path) -> dict[str, Any]:
+    """Pairs what [`write_data`] wrote and saves it, in this process."""
     from datasets import DatasetDict, IterableDatasetDict, load_from_disk
 
     from vtfusion.app.contact_sheet import contact_sheet_html, draw_sheet_rows
     from vtfusion.training.bank_search import ImageRetriever
-    from vtfusion.training.image_bank import BankImage, ImageBank
     from vtfusion.training.pairing import pair_by_lexicon, pair_by_retrieval, save_paired_dataset
     from vtfusion.training.pairing_report import coverage_report
     from vtfusion.training.versions import package_versions
@@ -127,17 +133,9 @@ def run(strategy: str, args: ScaleArguments, folder: Path) -> dict[str, Any]:
     texts: Any = DatasetDict({"train": load_from_disk(str(folder / "texts"))})
     if args.streaming:
         texts = IterableDatasetDict({"train": texts["train"].to_iterable_dataset()})
-    path = str(folder / "image.png")
-    rng = random.Random(1)
-    common = [make_word(number) for number in range(5000)]
-    captions = args.num_captions if strategy == "retrieval" else 0
 
     started = time.perf_counter()
-    images = []
-    for place in range(args.num_images):
-        sentences = tuple(" ".join(rng.choices(common, k=10)) for _ in range(captions))
-        images.append(BankImage(str(place), path, make_name(place), captions=sentences))
-    bank = ImageBank(images)
+    bank = make_bank(args, folder / "image.png", args.num_captions if strategy == "retrieval" else 0)
     num_proc = None if args.streaming else args.num_proc
     if strategy == "lexicon":
         paired = pair_by_lexicon(texts, bank, num_proc=num_proc)
@@ -151,7 +149,7 @@ def run(strategy: str, args: ScaleArguments, folder: Path) -> dict[str, Any]:
     contact_sheet_html(draw_sheet_rows(paired))
     seconds = time.perf_counter() - started
 
-    parent = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    parent = peak_mb()
     child = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
     return {
         "strategy": strategy,
@@ -166,31 +164,21 @@ def run(strategy: str, args: ScaleArguments, folder: Path) -> dict[str, Any]:
     }
 
 
+def pair_alone(strategy: str, folder: str, **kwargs: Any) -> dict[str, Any]:
+    """[`pair`] with what passes through JSON, for a process of its own."""
+    return pair(ScaleArguments(**kwargs), strategy, Path(folder))
+
+
 def main(args: ScaleArguments) -> None:
-    if len(args.strategies) == 1 and args.work_dir is not None and Path(args.work_dir, "texts").is_dir():
-        print(json.dumps(run(args.strategies[0], args, Path(args.work_dir)), indent=2))
-        return
-
-    import PIL.Image
-    from datasets import Dataset
-
     if args.work_dir is not None:
         Path(args.work_dir).mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=args.work_dir) as name:
-        folder = Path(name)
-        PIL.Image.new("RGB", (8, 8)).save(folder / "image.png")
-        kwargs = {"num_texts": args.num_texts, "num_images": args.num_images}
-        texts = Dataset.from_generator(make_texts, gen_kwargs=kwargs, cache_dir=str(folder / "cache"))
-        texts.save_to_disk(str(folder / "texts"))
+    with tempfile.TemporaryDirectory(dir=args.work_dir) as folder:
+        write_data(args, Path(folder))
         for strategy in args.strategies:
-            # Peak memory is that of a process since its start, so each strategy needs one of its own.
-            flags = ["--strategies", strategy, "--work_dir", name]
-            for flag, value in asdict(args).items():
-                if flag not in ("strategies", "work_dir") and value is not None:
-                    flags += [f"--{flag}", str(value)]
-            done = subprocess.run([sys.executable, __file__, *flags], stdout=subprocess.PIPE, text=True, check=True)
-            print(done.stdout, flush=True)
+            found = in_child(__file__, "pair_alone", strategy=strategy, folder=folder, **asdict(args))
+            del found["peak_mb"]  # it stands there as that of the parent
+            print(json.dumps(found, indent=2), flush=True)
 
 
 if __name__ == "__main__":
-    main(HfArgumentParser(ScaleArguments).parse_args_into_dataclasses()[0])
+    main(*HfArgumentParser(ScaleArguments).parse_args_into_dataclasses())

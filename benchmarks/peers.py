@@ -28,27 +28,23 @@ process that does nothing else, less what the libraries need, after inference an
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
 import torch
 from measuring import (
-    BenchmarkArguments,
     Results,
-    count_flops,
+    RoundsArguments,
+    compare,
     in_child,
-    infer,
     parse,
     peak_mb,
-    quartiles,
-    ratios,
     resident_mb,
     take_turns,
     timed,
-    trainer_of,
-    wake_fusion,
 )
+from models import bert_sizes, count_flops, infer, make_training_step, random_boxes, random_words, wake_fusion
 from torch import nn
 from transformers import (
     AutoModel,
@@ -81,7 +77,7 @@ QUICK = {"hidden_size": 64, "depth": 3, "batch_size": 2, "length": 8, "image_siz
 
 
 @dataclass
-class SizeArguments(BenchmarkArguments):
+class SizeArguments(RoundsArguments):
     hidden_size: int = field(default=384, metadata={"help": "Width of every transformer."})
     depth: int = field(default=12, metadata={"help": "Layers of a tower."})
     batch_size: int = field(default=8, metadata={"help": "Texts with a picture in a batch."})
@@ -91,7 +87,6 @@ class SizeArguments(BenchmarkArguments):
 
 @dataclass
 class PeerArguments(SizeArguments):
-    repeats: int = field(default=5, metadata={"help": "Rounds."})
     contenders: list[str] = field(
         default_factory=list, metadata={"help": "Only these, by the names in the table; all where none is named."}
     )
@@ -144,6 +139,7 @@ class DualEncoder(nn.Module):
 
 
 def cnn_config(name: str) -> PreTrainedConfig:
+    """The configuration of `RESNET` or `MOBILENET`."""
     return ResNetConfig() if name == RESNET else MobileNetV2Config()
 
 
@@ -160,12 +156,7 @@ def make_vtfusion(args: SizeArguments, cnn: str, cached: bool = False, frozen: b
 
 def transformer(args: SizeArguments) -> dict[str, int]:
     """What every transformer has."""
-    return {
-        "hidden_size": args.hidden_size,
-        "num_hidden_layers": args.depth,
-        "num_attention_heads": max(1, args.hidden_size // 64),
-        "intermediate_size": 4 * args.hidden_size,
-    }
+    return bert_sizes(args.hidden_size, args.depth, head_size=64)
 
 
 def make_vilt(args: SizeArguments) -> nn.Module:
@@ -247,11 +238,9 @@ def make_inputs(args: SizeArguments) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(args.seed)
     rows, cells = args.batch_size, (args.image_size // 32) ** 2
     features = torch.randn(rows, cells, 2048, generator=generator)
-    boxes = torch.rand(rows, cells, 2, 2, generator=generator).sort(dim=2).values.flatten(2)
+    boxes = random_boxes(rows, cells, generator=generator)
     return {
-        "input_ids": torch.randint(1000, 20000, (rows, args.length), generator=generator),
-        "attention_mask": torch.ones(rows, args.length, dtype=torch.long),
-        "labels": torch.randint(NUM_LABELS, (rows, args.length), generator=generator),
+        **random_words(rows, args.length, NUM_LABELS, generator),
         "pixel_values": torch.randn(rows, 3, args.image_size, args.image_size, generator=generator),
         "visual_embeds": features,
         "visual_boxes": boxes,
@@ -282,7 +271,7 @@ def measure_memory(name: str, **sizes: Any) -> dict[str, float]:
     for _ in range(2):
         infer(model, batch)
     inference = peak_mb()
-    step = trainer_of(model)
+    step = make_training_step(model)
     for _ in range(2):
         step(batch)
     return {"inference_mb": inference - libraries, "training_mb": peak_mb() - libraries}
@@ -298,14 +287,18 @@ def main(args: PeerArguments) -> None:
     for mode in ("training", "inference"):
         actions: dict[str, Callable[[], Any]] = {}
         for name, (model, batch) in made.items():
-            actions[name] = partial(trainer_of(model), batch) if mode == "training" else partial(infer, model, batch)
+            actions[name] = (
+                partial(make_training_step(model), batch) if mode == "training" else partial(infer, model, batch)
+            )
         flops = {name: count_flops(action) for name, action in actions.items()}
         times = take_turns({name: timed(action) for name, action in actions.items()}, args.repeats)
-        for name, row in rows.items():
-            low, ratio, high = ratios(times[name], times[names[0]])
-            row[f"{mode}_examples_per_second"] = args.batch_size / quartiles(times[name])[1]
-            row |= {f"{mode}_ratio": ratio, f"{mode}_ratio_low": low, f"{mode}_ratio_high": high}
-            row[f"{mode}_flops"] = flops[name]
+        for name, compared in compare(times, names[0]).items():
+            found = {
+                "examples_per_second": args.batch_size / compared.seconds,
+                **asdict(compared),
+                "flops": flops[name],
+            }
+            rows[name] |= {f"{mode}_{key}": value for key, value in found.items()}
     made.clear()
     sizes = {name: getattr(args, name) for name in ("hidden_size", "depth", "batch_size", "length", "image_size")}
     for name, row in rows.items():
@@ -334,6 +327,7 @@ def main(args: PeerArguments) -> None:
 
 
 def as_line(row: dict[str, Any], base: dict[str, Any]) -> list[str]:
+    """A contender in the table; its operations are over those of `base`."""
     line = [row["contender"], f"{row['parameters'] / 1e6:.1f}"]
     for mode in ("training", "inference"):
         line += [

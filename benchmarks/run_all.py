@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from figures import FIGURES
-from measuring import BenchmarkArguments, describe_machine, markdown_table, parse
+from measuring import QuickArguments, describe_machine, markdown_table, parse
 
 PROGRAMS = ("fusion_price", "peers", "growth", "feature_cache", "serving")
 
 
 @dataclass
-class AllArguments(BenchmarkArguments):
+class AllArguments(QuickArguments):
     programs: list[str] = field(
         default_factory=lambda: list(PROGRAMS), metadata={"help": "Only these.", "choices": list(PROGRAMS)}
     )

@@ -20,14 +20,17 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from measuring import MB, BenchmarkArguments, Results, parse, quartiles, quiet, ratios, take_turns, timed, wake_fusion
+import torch
+from measuring import MB, Results, RoundsArguments, compare, parse, quiet, take_turns, timed
+from models import bert_sizes, make_tagger, wake_fusion
+from PIL import Image
 
 QUICK = {
     "backends": ["onnx", "int8"],
@@ -43,7 +46,7 @@ QUICK = {
 
 
 @dataclass
-class ServingArguments(BenchmarkArguments):
+class ServingArguments(RoundsArguments):
     model_name_or_path: str | None = field(
         default=None, metadata={"help": "A model trained on the synthetic sample set, for F1."}
     )
@@ -58,41 +61,22 @@ class ServingArguments(BenchmarkArguments):
     batch_size: int = field(default=16, metadata={"help": "Texts in a batch."})
     length: int = field(default=64, metadata={"help": "Tokens of a text in the batch for the backends."})
     num_test: int = field(default=400, metadata={"help": "Rows for F1."})
-    repeats: int = field(default=5, metadata={"help": "Rounds."})
 
 
 def save_random_model(folder: Path, sample: Any, args: ServingArguments) -> Path:
     """A model with random weights and its processor, saved as after a training."""
-    import torch
-    from transformers import AutoTokenizer, BertConfig, MobileNetV2Config, ViTImageProcessor
+    from transformers import AutoTokenizer
 
-    from vtfusion import VTFusionConfig, VTFusionForTokenClassification, VTFusionProcessor
     from vtfusion.training.sample_data import build_tiny_encoders
 
     text, _ = build_tiny_encoders(folder / "encoders", sample, args.seed)
     tokenizer = AutoTokenizer.from_pretrained(text, model_max_length=512)
-    side = {"height": args.image_size, "width": args.image_size}
-    encoder = BertConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=args.hidden_size,
-        num_hidden_layers=args.num_layers,
-        num_attention_heads=max(1, args.hidden_size // 32),
-        intermediate_size=4 * args.hidden_size,
-    )
-    names = dict(enumerate(sample["test"].features["ner_tags"].feature.names))
+    names = sample["test"].features["ner_tags"].feature.names
     torch.manual_seed(args.seed)
-    model = VTFusionForTokenClassification(
-        VTFusionConfig(
-            encoder,
-            MobileNetV2Config(image_size=args.image_size),
-            id2label=names,
-            label2id={name: i for i, name in names.items()},
-        )
-    )
+    model, processor = make_tagger(tokenizer, names, args.image_size, bert_sizes(args.hidden_size, args.num_layers))
     wake_fusion(model)
-    model.save_pretrained(folder / "model")
-    processor = VTFusionProcessor(image_processor=ViTImageProcessor(size=side), tokenizer=tokenizer)
-    processor.save_pretrained(folder / "model")
+    for part in (model, processor):
+        part.save_pretrained(folder / "model")
     return folder / "model"
 
 
@@ -120,6 +104,7 @@ def make_examples(sample: Any, args: ServingArguments) -> list[dict[str, Any]]:
 
 
 def measure_pipeline(results: Results, model: Any, processor: Any, sample: Any, args: ServingArguments) -> None:
+    """Texts in batches of several kinds, with pictures of their own, one for all, and none."""
     from transformers import pipeline
 
     pipe = pipeline("multimodal-token-classification", model=model, processor=processor, device="cpu")
@@ -142,11 +127,9 @@ def measure_pipeline(results: Results, model: Any, processor: Any, sample: Any, 
     }
     times = take_turns({name: timed(action) for name, action in actions.items()}, args.repeats)
     lines = []
-    for name, values in times.items():
-        low, ratio, high = ratios(values, times[first])
-        seconds = quartiles(values)[1]
-        results.rows.append({"kind": "pipeline", "contender": name, "seconds": seconds, "ratio": ratio})
-        lines.append((name, f"{len(examples) / seconds:.1f}", f"{ratio:.2f}", f"{low:.2f} … {high:.2f}"))
+    for name, compared in compare(times, first).items():
+        results.rows.append({"kind": "pipeline", "contender": name, **asdict(compared)})
+        lines.append((name, f"{len(examples) / compared.seconds:.1f}", f"{compared.ratio:.2f}", compared.spread))
     results.add_table(
         f"The pipeline: {len(examples)} texts of 1 to 20 sentences, ratios of times",
         ("texts", "texts/s", "ratio", "quartiles"),
@@ -160,7 +143,7 @@ Backend = Callable[[Mapping[str, Any]], tuple[Any, Any]]
 
 
 def torch_backend(model: Any) -> Backend:
-    import torch
+    """A model of PyTorch, compiled or as it is."""
 
     def run(inputs: Mapping[str, Any]) -> tuple[Any, Any]:
         with torch.no_grad():
@@ -171,8 +154,8 @@ def torch_backend(model: Any) -> Backend:
 
 
 def onnx_backend(file: Path) -> Backend:
+    """An exported file, on as many threads as PyTorch has."""
     import onnxruntime
-    import torch
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
@@ -188,8 +171,6 @@ def onnx_backend(file: Path) -> Backend:
 
 def make_backends(model: Any, source: str, folder: Path, names: Sequence[str]) -> dict[str, tuple[Backend, float]]:
     """What runs the model, each with the seconds that it took to get ready."""
-    import torch
-
     backends: dict[str, tuple[Backend, float]] = {"eager": (torch_backend(model), 0.0)}
     if "compile" in names:
         if shutil.which("c++") is None and shutil.which("g++") is None:
@@ -220,6 +201,12 @@ def make_backends(model: Any, source: str, folder: Path, names: Sequence[str]) -
     return backends
 
 
+def image_size(processor: Any) -> Sequence[int]:
+    """Height and width of what a processor makes of an image."""
+    grey = Image.new("RGB", (64, 64), "grey")
+    return processor.encode_images([grey])["pixel_values"].shape[-2:]
+
+
 def file_mb(folder: Path, backend: str) -> float:
     """Size of an exported file with the weights beside it."""
     pattern = {"onnx": "onnx/model.onnx*", "int8": "int8.onnx*"}[backend]
@@ -227,15 +214,16 @@ def file_mb(folder: Path, backend: str) -> float:
 
 
 def measure_backends(
-    results: Results, backends: Mapping[str, tuple[Backend, float]], processor: Any, vocabulary: int, folder: Path
+    results: Results,
+    backends: Mapping[str, tuple[Backend, float]],
+    processor: Any,
+    vocabulary: int,
+    folder: Path,
+    args: ServingArguments,
 ) -> None:
-    import torch
-    from PIL import Image
-
-    args = results.args
+    """Speed of each backend on one batch, how near its logits are to PyTorch's, and how large its file is."""
     torch.manual_seed(args.seed)
-    grey = Image.new("RGB", (64, 64), "grey")
-    size = processor.encode_images([grey])["pixel_values"].shape[-2:]
+    size = image_size(processor)
     rows, length = args.batch_size, args.length
     inputs = {
         "input_ids": torch.randint(vocabulary, (rows, length)),
@@ -252,9 +240,7 @@ def measure_backends(
         ready[name] = seconds + (time.perf_counter() - started if name == "compile" else 0.0)
     times = take_turns({name: timed(partial(run, inputs)) for name, (run, _) in backends.items()}, args.repeats)
     lines = []
-    for name, values in times.items():
-        low, ratio, high = ratios(values, times["eager"])
-        seconds = quartiles(values)[1]
+    for name, compared in compare(times, "eager").items():
         difference = (found[name] - expected).abs().max().item()
         equal = (found[name].argmax(-1) == expected.argmax(-1)).float().mean().item()
         size_mb = file_mb(folder, name) if name in ("onnx", "int8") else None
@@ -262,17 +248,14 @@ def measure_backends(
             {
                 "kind": "backend",
                 "contender": name,
-                "seconds": seconds,
-                "ratio": ratio,
-                "ratio_low": low,
-                "ratio_high": high,
+                **asdict(compared),
                 "logit_difference": difference,
                 "equal_labels": equal,
                 "ready_seconds": ready[name],
                 "file_mb": size_mb,
             }
         )
-        line = (name, f"{rows / seconds:.1f}", f"{ratio:.2f}", f"{low:.2f} … {high:.2f}", f"{difference:.1e}")
+        line = (name, f"{rows / compared.seconds:.1f}", f"{compared.ratio:.2f}", compared.spread, f"{difference:.1e}")
         lines.append((*line, f"{equal:.1%}", "–" if size_mb is None else f"{size_mb:.0f}", f"{ready[name]:.0f}"))
     results.add_table(
         f"One batch of {rows} texts of {length} tokens with a picture, ratios of times; logits up to "
@@ -291,10 +274,9 @@ def measure_backends(
     )
 
 
-def batches_of(rows: Any, processor: Any, batch_size: int, size: Any) -> Iterator[Any]:
+def batches_of(rows: Any, processor: Any, batch_size: int) -> Iterator[Any]:
     """Batches with pixels in each, since the exported file asks for them; where there is no image, none counts."""
-    import torch
-
+    size = image_size(processor)
     for start in range(0, len(rows), batch_size):
         part = rows[start : start + batch_size]
         images = part["images"] if any(part["images"]) else None
@@ -312,17 +294,15 @@ def measure_f1(
     processor: Any,
     id2label: dict[int, str],
     rows: Any,
+    batch_size: int,
 ) -> None:
     """Strict entity F1 of each backend on the synthetic test rows."""
-    from PIL import Image
-
     from vtfusion.training.metrics import compute_entity_metrics
 
     names = rows.features["ner_tags"].feature.names
     references = [[names[tag] for tag in tags] for tags in rows["ner_tags"]]
-    size = processor.encode_images([Image.new("RGB", (64, 64), "grey")])["pixel_values"].shape[-2:]
     tags: dict[str, list[list[str]]] = {name: [] for name in backends}
-    for batch in batches_of(rows, processor, results.args.batch_size, size):
+    for batch in batches_of(rows, processor, batch_size):
         for name, (run, _) in backends.items():
             logits, gates = run(batch)
             outputs = SimpleNamespace(logits=logits, fusion_gate=gates)
@@ -352,14 +332,14 @@ def main(args: ServingArguments) -> None:
         model, processor = load(source)
         measure_pipeline(results, model, processor, sample, args)
         backends = make_backends(model, source, Path(name), args.backends)
-        measure_backends(results, backends, processor, model.config.text_config.vocab_size, Path(name))
+        measure_backends(results, backends, processor, model.config.text_config.vocab_size, Path(name), args)
     if args.model_name_or_path is not None:
         with tempfile.TemporaryDirectory() as name:
             model, processor = load(args.model_name_or_path)
             # compiled for every length and number of pictures it would take minutes, and it gives what eager gives
             names = [backend for backend in args.backends if backend != "compile"]
             backends = make_backends(model, args.model_name_or_path, Path(name), names)
-            measure_f1(results, backends, processor, model.config.id2label, sample["test"])
+            measure_f1(results, backends, processor, model.config.id2label, sample["test"], args.batch_size)
     results.save()
 
 

@@ -6,15 +6,15 @@ Small models with random weights, for training from nothing on easy-VQA: a Llama
 python benchmarks/small_parts.py --train_file outputs/easy-vqa/train.jsonl --output_dir outputs/easy-vqa/parts
 """
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from json_lines import read_json_lines
 from transformers import HfArgumentParser
 
 
 @dataclass
-class PartsArguments:
+class SmallPartsArguments:
     train_file: str = field(metadata={"help": "JSON lines with `question` and `answer`."})
     output_dir: str = field(
         default="outputs/easy-vqa/parts", metadata={"help": "Where `text`, `encoder` and `vision` go."}
@@ -22,7 +22,7 @@ class PartsArguments:
     seed: int = field(default=0, metadata={"help": "Of the weights."})
 
 
-def main(args: PartsArguments) -> None:
+def main(args: SmallPartsArguments) -> None:
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
     from transformers import (
         BertConfig,
@@ -39,8 +39,7 @@ def main(args: PartsArguments) -> None:
     set_seed(args.seed)
     output, special = Path(args.output_dir), ["<pad>", "<unk>", "<s>", "</s>"]
     splitter = pre_tokenizers.Whitespace()
-    with open(args.train_file, encoding="utf-8") as file:
-        texts = {text for row in map(json.loads, file) for text in (row["question"], row["answer"])}
+    texts = {text for row in read_json_lines(args.train_file) for text in (row["question"], row["answer"])}
     words = sorted({word for text in texts for word, _ in splitter.pre_tokenize_str(text.lower())})
     vocabulary = {word: index for index, word in enumerate([*special, *words])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
@@ -72,4 +71,4 @@ def main(args: PartsArguments) -> None:
 
 
 if __name__ == "__main__":
-    main(HfArgumentParser(PartsArguments).parse_args_into_dataclasses()[0])
+    main(*HfArgumentParser(SmallPartsArguments).parse_args_into_dataclasses())

@@ -15,13 +15,13 @@ Writes, each with `train.jsonl`, `valid.jsonl`, `test.jsonl` and picture paths t
   token 512. Only valid and test: nothing is trained on them.
 """
 
-import json
 import random
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from json_lines import read_json_lines, write_json_lines
 from transformers import HfArgumentParser
 
 QUESTIONS = {
@@ -41,17 +41,15 @@ class TaskDataArguments:
 
 def read(data: Path, name: str) -> list[dict[str, Any]]:
     """The rows of a file of JSON lines, with picture paths that start from the folder `data`."""
-    rows = [json.loads(line) for line in (data / name).read_text(encoding="utf-8").splitlines()]
-    return [{**row, "image": str(Path(name).parent / row["image"])} for row in rows]
+    return [{**row, "image": str(Path(name).parent / row["image"])} for row in read_json_lines(data / name)]
 
 
-def write(folder: Path, **splits: Iterable[dict[str, Any]]) -> None:
+def write(folder: Path, **splits: Sequence[dict[str, Any]]) -> None:
     """A file for each split."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, rows in splits.items():
-        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
-        (folder / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
-        print(f"{folder / name}.jsonl: {len(lines):,} rows")
+        write_json_lines(folder / f"{name}.jsonl", rows)
+        print(f"{folder / name}.jsonl: {len(rows):,} rows")
 
 
 def set_aside(rows: list[dict[str, Any]], count: int, seed: int) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

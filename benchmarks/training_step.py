@@ -12,20 +12,33 @@ that whatever else the machine does falls on all of them. Prints the median of e
 ratios to the plain model in float32, with the quartiles of the ratios of single steps.
 """
 
+import random
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
+import torch
 from measuring import markdown_table, ratios, rotations
-from transformers import HfArgumentParser, TrainingArguments
+from models import make_training_step
+from transformers import AutoModelForTokenClassification, HfArgumentParser, TrainingArguments, set_seed
 
+from vtfusion import VTFusionForTokenClassification
 from vtfusion.training.arguments import ModelArguments, TokenDataArguments
+from vtfusion.training.collator import FusionCollator
+from vtfusion.training.images import ImageStore, prepare_images
+from vtfusion.training.loading import load_model
+from vtfusion.training.token_classification import encode_windows, load_splits
+
+Windows = list[dict[str, Any]]
+# The name of a model, and whether it takes its steps in bfloat16.
+Contender = tuple[str, bool]
 
 
 @dataclass
-class StepArguments:
+class TrainingStepArguments:
     batch_size: int = field(default=32, metadata={"help": "Texts in a batch."})
     num_batches: int = field(default=12, metadata={"help": "Batches, each of texts of about one length."})
     repeats: int = field(default=5, metadata={"help": "How often each batch is stepped on by each model."})
@@ -33,19 +46,10 @@ class StepArguments:
     seed: int = field(default=0, metadata={"help": "Of the batches and of new weights."})
 
 
-def main(model_args: ModelArguments, data_args: TokenDataArguments, args: StepArguments) -> None:
-    import random
-
-    import torch
-    from transformers import AutoModelForTokenClassification, set_seed
-
-    from vtfusion import VTFusionForTokenClassification
-    from vtfusion.training.collator import FusionCollator
-    from vtfusion.training.images import ImageStore, prepare_images
-    from vtfusion.training.loading import load_model
-    from vtfusion.training.token_classification import encode_windows, load_splits
-
-    set_seed(args.seed)
+def make_steps(
+    model_args: ModelArguments, data_args: TokenDataArguments, args: TrainingStepArguments
+) -> tuple[dict[str, Callable[[int, bool], None]], list[Windows]]:
+    """For each model a step on a batch by its place, collating included; and the batches."""
     dataset = load_splits(data_args)
     only = type(dataset)(train=dataset["train"])
     names = only["train"].features["ner_tags"].feature.names
@@ -60,54 +64,58 @@ def main(model_args: ModelArguments, data_args: TokenDataArguments, args: StepAr
     )
     batches = [[windows[i] for i in range(start, start + args.batch_size)] for start in starts]
     text_only = FusionCollator(processor, ImageStore())
-    runs: dict[str, tuple[Any, Any, Any]] = {}
-    for name, model, collator in (
-        ("plain", plain, text_only),
-        ("text-only twin", twin, text_only),
-        ("fused", fused, FusionCollator(processor, store, cache)),
-    ):
-        trained = [parameter for parameter in model.train().parameters() if parameter.requires_grad]
-        # fused, as `Trainer` does it
-        runs[name] = (model, collator, torch.optim.AdamW(trained, lr=1e-6, fused=True))
+    without = [[{**window, "image_keys": None} for window in batch] for batch in batches]
 
-    def step(run: tuple[str, bool], batch: list[dict[str, Any]]) -> float:
-        name, bf16 = run
-        model, collator, optimizer = runs[name]
-        if name != "fused":
-            batch = [{**window, "image_keys": None} for window in batch]
-        started = time.perf_counter()
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            loss = model(**collator(batch)).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        return time.perf_counter() - started
+    def step_of(model: Any, collator: FusionCollator, batches: list[Windows]) -> Callable[[int, bool], None]:
+        step = make_training_step(model)
+        return lambda place, bf16: step(collator(batches[place]), bf16)
 
-    turns = [(name, bf16) for bf16 in ((False, True) if args.bf16 else (False,)) for name in runs]
-    for run in turns:
-        step(run, batches[0])  # warm up
-    orders = rotations(turns)
-    times: dict[tuple[str, bool], list[list[float]]] = {run: [[] for _ in batches] for run in turns}
+    steps = {
+        "plain": step_of(plain, text_only, without),
+        "text-only twin": step_of(twin, text_only, without),
+        "fused": step_of(fused, FusionCollator(processor, store, cache), batches),
+    }
+    return steps, batches
+
+
+def measure_steps(
+    steps: dict[str, Callable[[int, bool], None]], args: TrainingStepArguments
+) -> dict[Contender, list[list[float]]]:
+    """For each contender and batch its times."""
+    contenders = [(name, bf16) for bf16 in ((False, True) if args.bf16 else (False,)) for name in steps]
+    for name, bf16 in contenders:
+        steps[name](0, bf16)  # warm up
+    orders = rotations(contenders)
+    times: dict[Contender, list[list[float]]] = {
+        contender: [[] for _ in range(args.num_batches)] for contender in contenders
+    }
     for _ in range(args.repeats):
-        for place, batch in enumerate(batches):
-            for run in next(orders):
-                times[run][place].append(step(run, batch))
+        for place in range(args.num_batches):
+            for name, bf16 in next(orders):
+                started = time.perf_counter()
+                steps[name](place, bf16)
+                times[name, bf16][place].append(time.perf_counter() - started)
+    return times
 
-    lengths = [max(window["length"] for window in batch) for batch in batches]
+
+def main(model_args: ModelArguments, data_args: TokenDataArguments, args: TrainingStepArguments) -> None:
+    set_seed(args.seed)
+    steps, batches = make_steps(model_args, data_args, args)
+    times = measure_steps(steps, args)
+    lengths = sorted(max(window["length"] for window in batch) for batch in batches)
     images = sum(bool(window["image_keys"]) for batch in batches for window in batch)
-    print(f"{args.num_batches} batches of {args.batch_size}, lengths {sorted(lengths)}, {images} texts with an image,")
+    print(f"{args.num_batches} batches of {args.batch_size}, lengths {lengths}, {images} texts with an image,")
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}, {args.repeats} repeats\n")
     base = times["plain", False]
-    base_total = sum(statistics.median(values) for values in base)
+    base_total = sum(map(statistics.median, base))
     rows = []
-    for name, bf16 in turns:
-        total = sum(statistics.median(values) for values in times[name, bf16])
-        low, _, high = ratios([*chain(*times[name, bf16])], [*chain(*base)])
+    for (name, bf16), values in times.items():
+        total = sum(map(statistics.median, values))
+        low, _, high = ratios([*chain(*values)], [*chain(*base)])
         label = f"{name}{', bf16' if bf16 else ''}"
         rows.append((label, f"{1000 * total:.0f}", f"{total / base_total:.2f}", f"{low:.2f} … {high:.2f}"))
     print(markdown_table(("model", "sum of median steps, ms", "ratio to plain", "quartiles of single ratios"), rows))
 
 
 if __name__ == "__main__":
-    main(*HfArgumentParser((ModelArguments, TokenDataArguments, StepArguments)).parse_args_into_dataclasses())
+    main(*HfArgumentParser((ModelArguments, TokenDataArguments, TrainingStepArguments)).parse_args_into_dataclasses())

@@ -24,7 +24,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from measuring import BenchmarkArguments, Results, parse
+from json_lines import read_json_lines
+from measuring import BenchmarkArguments, Results
+from transformers import HfArgumentParser
 
 SCRIPTS = {"classification": "run_classification.py", "ner": "run_ner.py"}
 FILES = ("train_file", "validation_file", "test_file")
@@ -60,10 +62,6 @@ def run(command: list[str], log: Path) -> tuple[float, float]:
     if status:
         raise SystemExit(f"{command[1]} ended with {os.waitstatus_to_exitcode(status)}, see {log}.")
     return time.perf_counter() - started, usage.ru_maxrss / 1024
-
-
-def read_lines(file: str | Path) -> list[Any]:
-    return [json.loads(line) for line in Path(file).read_text(encoding="utf-8").splitlines()]
 
 
 def tag_words(tokens: list[str], spans: list[list[Any]]) -> list[str]:
@@ -112,15 +110,15 @@ def main(args: JobArguments) -> None:
         ours += [f"--{name}", str(job[name])]
     ours += ["--output_dir", str(output / "vtfusion"), "--feature_cache_dir", str(output / "features")]
     theirs = [args.autogluon_python, str(root / "benchmarks" / "autogluon_job.py"), json.dumps(job)]
-    rows = read_lines(args.test_file)
+    rows = read_json_lines(args.test_file)
     lines = []
     for name, command in (("VTFusion", [*ours, *shlex.split(args.flags)]), ("AutoGluon", theirs)):
         seconds, memory = run(command, output / f"{name.lower()}.log")
         if name == "VTFusion":
-            found = read_lines(output / "vtfusion" / "test_predictions.jsonl")
+            found = read_json_lines(output / "vtfusion" / "test_predictions.jsonl")
             said = [line["predicted_tags"] if args.task == "ner" else line["predicted"]["label"] for line in found]
         else:
-            said = read_lines(output / "autogluon" / "predictions.jsonl")
+            said = read_json_lines(output / "autogluon" / "predictions.jsonl")
             if args.task == "ner":
                 said = [tag_words(row["tokens"], spans) for row, spans in zip(rows, said, strict=True)]
         scores = score(args.task, rows, said)
@@ -135,4 +133,4 @@ def main(args: JobArguments) -> None:
 
 
 if __name__ == "__main__":
-    main(parse(JobArguments, {}))
+    main(*HfArgumentParser(JobArguments).parse_args_into_dataclasses())

@@ -83,7 +83,7 @@ def ablate(
     """The study of `--image_ablation`."""
     from functools import partial
 
-    from vtfusion.app.plotting import save_ablation
+    from vtfusion.app.ablation_plot import save_ablation
     from vtfusion.training.ablation import ablate_images
     from vtfusion.training.classification import class_scores, load_labelled_texts, read_class_counts
 

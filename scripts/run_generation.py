@@ -109,7 +109,7 @@ def ablate(
     seeds: list[int],
 ) -> None:
     """The study of `--image_ablation`."""
-    from vtfusion.app.plotting import save_ablation
+    from vtfusion.app.ablation_plot import save_ablation
     from vtfusion.training.ablation import ablate_images
     from vtfusion.training.generation import generation_scores, load_generation_dataset, read_generation_counts
 

@@ -76,7 +76,7 @@ def ablate(
     """The study of `--image_ablation`."""
     from functools import partial
 
-    from vtfusion.app.plotting import save_ablation
+    from vtfusion.app.ablation_plot import save_ablation
     from vtfusion.training.ablation import ablate_images
     from vtfusion.training.metrics import entity_f1_scores
     from vtfusion.training.tags import split_tag

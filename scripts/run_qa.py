@@ -83,7 +83,7 @@ def ablate(
     seeds: list[int],
 ) -> None:
     """The study of `--image_ablation`."""
-    from vtfusion.app.plotting import save_ablation
+    from vtfusion.app.ablation_plot import save_ablation
     from vtfusion.training.ablation import ablate_images
     from vtfusion.training.question_answering import answer_scores, load_contexts, read_answer_counts
 

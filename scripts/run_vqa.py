@@ -78,7 +78,7 @@ def ablate(
     seeds: list[int],
 ) -> None:
     """The study of `--image_ablation`."""
-    from vtfusion.app.plotting import save_ablation
+    from vtfusion.app.ablation_plot import save_ablation
     from vtfusion.training.ablation import ablate_images
     from vtfusion.training.visual_question_answering import accuracy_scores, load_questions, read_accuracy_counts
 

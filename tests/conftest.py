@@ -2,7 +2,9 @@
 
 import os
 import shutil
+import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 # Before anything of Hugging Face or torch is imported: these are read at import, and child processes inherit them.
@@ -17,7 +19,10 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 import pytest  # noqa: E402
 from hypothesis import settings  # noqa: E402
-from transformers import set_seed  # noqa: E402
+from transformers import PreTrainedTokenizerBase, set_seed  # noqa: E402
+
+from running import write_colours, write_sample  # noqa: E402
+from tokenizers_for_tests import TOKENIZERS  # noqa: E402
 
 # The same examples every time, and no limit that a busy machine would exceed.
 settings.register_profile("tests", deadline=None, derandomize=True, max_examples=100)
@@ -33,6 +38,43 @@ def fixed_seeds() -> None:
     set_seed(0)
 
 
+@pytest.fixture(scope="module", params=TOKENIZERS)
+def tokenizer(request: pytest.FixtureRequest) -> PreTrainedTokenizerBase:
+    """Each of the tiny tokenizers."""
+    return TOKENIZERS[request.param]()
+
+
+@pytest.fixture(scope="module")
+def bert() -> PreTrainedTokenizerBase:
+    """The tiny tokenizer of BERT alone."""
+    return TOKENIZERS["bert"]()
+
+
+@pytest.fixture(scope="module")
+def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of `running.write_sample`: the synthetic sample set and tiny encoders."""
+    return write_sample(tmp_path_factory.mktemp("sample"))
+
+
+@pytest.fixture(scope="module")
+def colours(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of `running.write_colours`: texts of which only the picture tells the colour, and tiny encoders."""
+    folder = tmp_path_factory.mktemp("colours")
+    write_colours(folder, train=48, valid=12, test=18)
+    return folder
+
+
+@pytest.fixture
+def hide_package(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Makes a package look as if it were not installed."""
+
+    def hide(name: str) -> None:
+        for module in [name, *(module for module in sys.modules if module.startswith(f"{name}."))]:
+            monkeypatch.setitem(sys.modules, module, None)
+
+    return hide
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real data sets. Their terms keep them out of the repository, so most machines have none."""
@@ -43,3 +85,15 @@ def shared_data() -> Path:
     if named:
         pytest.fail(f"VTFUSION_DATA names {named!r}, which is no folder")
     pytest.skip("needs real data: set VTFUSION_DATA to its folder, or lay it at ../shared/data beside the checkout")
+
+
+@pytest.fixture(scope="session")
+def real(shared_data: Path) -> Callable[[str], Path]:
+    """A real data set by its name; a test that asks for one that is not here is skipped."""
+
+    def find(name: str) -> Path:
+        if not (shared_data / name).is_dir():
+            pytest.skip(f"{shared_data / name} is not here")
+        return shared_data / name
+
+    return find

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from heads import HEADS, LENGTH
-from tiny import IMAGE, LANGUAGE_MODELS, VISION, VOCAB, tiny_config
+from heads import HEADS
+from tiny import IMAGE, LANGUAGE_MODELS, LENGTH, VISION, VOCAB, tiny_config
 from vtfusion import VTFusionConfig, VTFusionForConditionalGeneration, VTFusionModel
 
 FILE = Path(__file__).parent / "golden" / "outputs.json"
@@ -92,13 +92,14 @@ def make_model(name: str) -> Any:
 
 def make_inputs(name: str, condition: str) -> dict[str, torch.Tensor]:
     """Three texts, the last of them padded where it may be; two pictures each, or in the mixed batch two, none and one."""
+    shape = (ROWS, *(HEADS[name].texts if name in HEADS else ()), LENGTH)
     inputs = {
-        "input_ids": 3 + whole_numbers("input_ids", (ROWS, LENGTH)) % (VOCAB - 3),
-        "attention_mask": torch.ones(ROWS, LENGTH, dtype=torch.long),
+        "input_ids": 3 + whole_numbers("input_ids", shape) % (VOCAB - 3),
+        "attention_mask": torch.ones(shape, dtype=torch.long),
     }
     if name != "generation":  # language models want padding on the left, and differ in how they count there
-        inputs["attention_mask"][-1, -2:] = 0
-        inputs["input_ids"][-1, -2:] = 0
+        inputs["attention_mask"][-1, ..., -2:] = 0
+        inputs["input_ids"][-1, ..., -2:] = 0
     if condition != "text":
         inputs["pixel_values"] = numbers("pixel_values", (ROWS, IMAGES, 3, IMAGE, IMAGE))
     if condition == "mixed":

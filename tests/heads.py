@@ -1,4 +1,4 @@
-"""Every head with labels that it takes: what all of them promise is tested on each of them."""
+"""Every head with what it takes: what all of them promise is tested on each of them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from tiny import randomize_fusion, tiny_config
+from tiny import LENGTH, randomize_fusion, tiny_config, tiny_inputs
 from vtfusion import (
     VTFusionForImageTextRetrieval,
     VTFusionForMaskedLM,
@@ -18,8 +18,6 @@ from vtfusion import (
     VTFusionPreTrainedModel,
 )
 
-LENGTH = 7
-
 
 @dataclass(frozen=True)
 class Head:
@@ -27,10 +25,13 @@ class Head:
     Args:
         model (`type`): The class.
         auto_class (`str`): What loads it.
-        labels (`Callable`): From a batch size to the arguments that make it compute a loss, for `tiny_inputs`.
+        labels (`Callable`): From a batch size to the arguments that make it compute a loss, for its `inputs`.
         predictions (`tuple[str, ...]`): The fields of its output that depend on one row alone.
         own (`set[str]`): The names of its modules beside the base model.
         config (`dict[str, Any]`): What its configuration needs.
+        texts (`tuple[int, ...]`): How many texts a row has, as the shape between rows and tokens: `(3,)` where one of
+            three texts is chosen.
+        pools (`bool`): Whether it reads `pooling`.
     """
 
     model: type[VTFusionPreTrainedModel]
@@ -39,6 +40,12 @@ class Head:
     predictions: tuple[str, ...]
     own: set[str]
     config: dict[str, Any] = field(default_factory=dict)
+    texts: tuple[int, ...] = ()
+    pools: bool = False
+
+    def inputs(self, vision: str = "resnet", batch_size: int = 2) -> dict[str, torch.Tensor]:
+        """Texts with an image for each row, as of `tiny_inputs`."""
+        return tiny_inputs(vision, batch_size, texts=self.texts)
 
 
 def token_labels(batch_size: int) -> dict[str, Any]:
@@ -71,6 +78,7 @@ HEADS = {
         lambda rows: {"labels": torch.arange(rows) % 3},
         ("logits",),
         CLASSIFIERS,
+        pools=True,
     ),
     "vqa": Head(
         VTFusionForVisualQuestionAnswering,
@@ -78,6 +86,7 @@ HEADS = {
         lambda rows: {"labels": (torch.arange(rows * 3).view(rows, 3) % 4) / 3},
         ("logits",),
         {*CLASSIFIERS, "merge"},
+        pools=True,
     ),
     "qa": Head(
         VTFusionForQuestionAnswering,
@@ -103,6 +112,9 @@ HEADS = {
         {"contrastive_loss_weight": 0.5},
     ),
 }
+
+# Those that learn from labels, and not from which text and image belong together.
+LABELLED = [name for name, head in HEADS.items() if any(isinstance(x, torch.Tensor) for x in head.labels(1).values())]
 
 # What every saved configuration names, whichever class was saved.
 AUTO_MAP = {

@@ -13,6 +13,7 @@ from vtfusion.training.captions import open_caption_streams
 from vtfusion.training.classification_data import load_classification_dataset
 from vtfusion.training.tags import find_stray_inside_tags, split_tag, to_iob2
 from vtfusion.training.token_data import _stream_conll, load_token_classification_dataset, open_token_streams
+from writing import write
 
 WORDS, TAGS = [["Anna", "Lee"], ["Rome"]], [["B-PER", "I-PER"], ["B-LOC"]]
 ROWS = [{"tokens": words, "ner_tags": tags} for words, tags in zip(WORDS, TAGS, strict=True)]
@@ -28,11 +29,6 @@ def load(path):
     rows = [(row["tokens"], [names[tag] for tag in row["ner_tags"]]) for row in split]
     assert [row["tokens"] for row in open_token_streams(train_file=path)["train"]] == [words for words, _ in rows]
     return rows
-
-
-def write(path, content):
-    path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    return path
 
 
 @pytest.mark.parametrize(("name", "text"), [("a.jsonl", JSONL), ("a.csv", CSV), ("a.conll", CONLL)])

@@ -26,7 +26,7 @@ from transformers import (
 from tiny import tiny_config
 from tokenizers_for_tests import TOKENIZERS
 from vtfusion import VTFusionForTokenClassification, VTFusionProcessor, VTFusionTokenClassificationPipeline
-from vtfusion.app.demo import Limits, answer, read_inputs
+from vtfusion.app.demo_answer import Limits, answer, read_inputs
 from vtfusion.images_vtfusion import (
     IMAGE_FORMATS,
     decode_image,

@@ -21,6 +21,7 @@ from vtfusion.training.classification_data import load_classification_dataset
 from vtfusion.training.image_bank import ImageBank
 from vtfusion.training.pairing import pair_by_manifest
 from vtfusion.training.token_data import load_token_classification_dataset, open_token_streams
+from writing import write
 
 LABELS = {0: "O", 1: "B-X", 2: "I-X"}
 PROCESSORS = {name: VTFusionProcessor(tokenizer=make(), window_stride=2) for name, make in TOKENIZERS.items()}
@@ -211,11 +212,6 @@ def test_labels_outside_of_the_map_are_refused_by_the_model(pipes):
 
 
 # Files ----------------------------------------------------------------------------------------------------------------
-
-
-def write(path, content):
-    path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    return path
 
 
 BAD_LINES = {

@@ -1,5 +1,4 @@
 import json
-import sys
 
 import numpy as np
 import PIL.Image
@@ -7,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModel, CLIPConfig, CLIPModel, SiglipConfig, SiglipModel, T5Config, ViTImageProcessor
 
-from tiny import TEXT
+from tiny import text_model
 from tokenizers_for_tests import TOKENIZERS
 from vtfusion.training.bank_search import Embedder, ImageRetriever
 from vtfusion.training.image_bank import BankImage, ImageBank
@@ -19,12 +18,6 @@ CAPTIONS = {
     "c": ["paris", "paris is old", "is it paris?", "reasons", "ten reasons: yes!"],
     "d": ["lower string"],
 }
-
-
-def text_model(kind):
-    config, tokenizer = TEXT[kind](), TOKENIZERS[kind]()
-    config.vocab_size = len(tokenizer)
-    return AutoModel.from_config(config).eval(), tokenizer
 
 
 def unit(vector):
@@ -189,7 +182,7 @@ def test_a_saved_encoder_is_loaded(tmp_path, bank):
     np.testing.assert_allclose(loaded.embed_texts(TEXTS), pair.embed_texts(TEXTS), atol=1e-6)
 
 
-def test_what_cannot_be_used_is_refused(bank, monkeypatch):
+def test_what_cannot_be_used_is_refused(bank, hide_package):
     model, tokenizer = text_model("bert")
     embedder = Embedder(model, tokenizer)
     with pytest.raises(ValueError, match="`batch_size` must be at least 1, got 0"):
@@ -208,6 +201,6 @@ def test_what_cannot_be_used_is_refused(bank, monkeypatch):
         model.embeddings.word_embeddings.weight.fill_(float("nan"))
     with pytest.raises(ValueError, match="not finite"):
         embedder.embed_texts(["a"])
-    monkeypatch.setitem(sys.modules, "faiss", None)
+    hide_package("faiss")
     with pytest.raises(ImportError, match=r"pip install vtfusion\[retrieval\]"):
         ImageRetriever(bank, embedder)

@@ -5,8 +5,10 @@ import itertools
 import json
 import subprocess
 import sys
+from functools import partial
 
 import pytest
+import torch
 
 from tiny_world import ROOT
 
@@ -70,13 +72,19 @@ def test_ratios_are_of_the_same_round(measuring):
     assert measuring.quartiles([7.0]) == (7.0, 7.0, 7.0)
 
 
+def test_a_contender_beside_another(measuring):
+    found = measuring.compare({"a": [1, 2, 3, 4, 10], "b": [2, 6, 12, 20, 60]}, "a")
+    assert found["a"] == measuring.Compared(3, 1, 1, 1)
+    assert found["b"] == measuring.Compared(12, 4, 3, 5) and found["b"].spread == "3.00 … 5.00"
+
+
 def test_slope_is_the_exponent(measuring):
     sizes = [1, 2, 4, 8]
     assert measuring.slope(sizes, [3 * size for size in sizes]) == pytest.approx(1)
     assert measuring.slope(sizes, [5 * size**2 for size in sizes]) == pytest.approx(2)
 
 
-def test_a_table(measuring):
+def test_columns_behind_the_first_are_numbers(measuring):
     assert measuring.markdown_table(("a", "b"), [("x", 1)]) == "| a | b |\n| --- | ---: |\n| x | 1 |"
 
 
@@ -90,14 +98,20 @@ def test_the_peak_of_a_child_is_its_own(measuring, tmp_path):
     assert small["peak_mb"] < 100
 
 
-def test_operations_are_counted_with_attention(measuring):
-    torch = importlib.import_module("torch")
+def test_operations_are_counted_with_attention():
+    models = importlib.import_module("models")
     query = torch.randn(1, 1, 4, 8)
+    attention = partial(torch.nn.functional.scaled_dot_product_attention, query, query, query)
     # two products of 4 x 8 x 4
-    assert (
-        measuring.count_flops(lambda: torch.nn.functional.scaled_dot_product_attention(query, query, query))
-        == 2 * 2 * 4 * 8 * 4
-    )
+    assert models.count_flops(attention) == 2 * 2 * 4 * 8 * 4
+
+
+def test_a_line_of_json_may_hold_any_character(tmp_path):
+    json_lines = importlib.import_module("json_lines")
+    rows = [{"text": "a\u2028b\x85c"}, {"text": "é\n"}, [1, None]]
+    json_lines.write_json_lines(tmp_path / "rows.jsonl", rows)
+    assert json_lines.read_json_lines(tmp_path / "rows.jsonl") == rows
+    assert "é" in (tmp_path / "rows.jsonl").read_text(encoding="utf-8")
 
 
 def test_flags_override_the_quick_defaults(measuring, monkeypatch):
@@ -119,7 +133,7 @@ def price(tmp_path_factory):
     return folder, run("fusion_price", folder)
 
 
-def test_price_of_fusion(price):
+def test_fused_models_cost_more_than_the_plain_one(price):
     rows = price[1]
     for mode in ("training", "inference"):
         found = of_kind(rows, mode)
@@ -146,14 +160,14 @@ def check_peers(rows):
         assert row["training_examples_per_second"] > 0 and row["inference_flops"] > 0
 
 
-def test_two_peers(tmp_path):
+def test_only_the_contenders_that_are_named_take_part(tmp_path):
     rows = run("peers", tmp_path, "--contenders", "VTFusion, cached", "ViLT")
     assert [row["contender"] for row in rows] == ["VTFusion, cached", "ViLT"]
     check_peers(rows)
 
 
 @pytest.mark.slow
-def test_all_peers(tmp_path):
+def test_a_trained_cnn_costs_more_than_a_frozen_one_or_none(tmp_path):
     peers = importlib.import_module("peers")
     rows = run("peers", tmp_path)
     assert [row["contender"] for row in rows] == list(peers.CONTENDERS)
@@ -165,9 +179,8 @@ def test_all_peers(tmp_path):
 
 @pytest.mark.parametrize("name", ["ViLT", "VisualBERT, cached", "LXMERT, cached", "BridgeTower", "FLAVA"])
 def test_a_peer_reads_words_and_picture(name):
-    torch = importlib.import_module("torch")
     peers = importlib.import_module("peers")
-    args = peers.SizeArguments(**{key: value for key, value in peers.QUICK.items() if key != "repeats"})
+    args = peers.SizeArguments(**peers.QUICK)
     model, batch = peers.make_contender(peers.CONTENDERS[name], args)
     del batch["labels"]
     model.eval()
@@ -182,7 +195,7 @@ def test_a_peer_reads_words_and_picture(name):
 
 
 @pytest.mark.slow
-def test_growth(tmp_path):
+def test_growth_of_every_series_and_stage(tmp_path):
     rows = run("growth", tmp_path)
     blocks = of_kind(rows, "block")
     sizes = {name: [row["size"] for row in blocks if row["series"] == name] for name in ("L", "N", "M", "batch")}
@@ -203,7 +216,7 @@ def test_series_double_up_to_their_ends():
 
 
 @pytest.mark.slow
-def test_feature_cache(tmp_path):
+def test_what_has_changed_is_encoded_again_and_nothing_else(tmp_path):
     rows = run("feature_cache", tmp_path)
     changes = of_kind(rows, "change")
     assert len(changes) == 8 and all(row["encoded"] == row["expected"] for row in changes)
@@ -222,7 +235,7 @@ def test_feature_cache(tmp_path):
 
 
 @pytest.mark.slow
-def test_serving(tmp_path):
+def test_an_exported_file_gives_the_logits_of_pytorch_and_8_bits_nearly(tmp_path):
     pytest.importorskip("onnxruntime")
     rows = run("serving", tmp_path)
     backends = {row["contender"]: row for row in of_kind(rows, "backend")}
@@ -233,7 +246,6 @@ def test_serving(tmp_path):
 
 
 def test_there_is_no_result_without_a_gpu(tmp_path):
-    torch = importlib.import_module("torch")
     if torch.cuda.is_available():
         pytest.skip("there is a GPU")
     command = [sys.executable, str(FOLDER / "gpu_step.py"), "--quick", "--output_dir", str(tmp_path)]
@@ -244,13 +256,11 @@ def test_there_is_no_result_without_a_gpu(tmp_path):
 
 @pytest.mark.parametrize("name", ["VTFusion, ViT trained", "VTFusion, ViT frozen"])
 def test_a_step_for_gpus_trains(name):
-    torch = importlib.import_module("torch")
-    peers, gpu_step = importlib.import_module("peers"), importlib.import_module("gpu_step")
-    names = peers.SizeArguments.__dataclass_fields__
-    args = peers.SizeArguments(**{key: value for key, value in gpu_step.QUICK.items() if key in names})
+    gpu_step, models, peers = (importlib.import_module(file) for file in ("gpu_step", "models", "peers"))
+    args = gpu_step.GpuArguments(**gpu_step.QUICK)
     model, batch = peers.make_contender(gpu_step.CONTENDERS[name], args)
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    gpu_step.step_of(model, batch)()
+    models.make_training_step(model)(batch, bf16=True)
     changed = {key for key, value in model.state_dict().items() if not torch.equal(value, before[key])}
     assert any("text_model" in key for key in changed)
     assert any("vision_model" in key for key in changed) == name.endswith("trained")
@@ -267,7 +277,7 @@ def test_a_page_of_all_tables(price):
 
 
 @pytest.mark.slow
-def test_all_at_once(tmp_path):
+def test_all_programs_leave_results_and_figures(tmp_path):
     pytest.importorskip("matplotlib")
     programs = ["feature_cache", "growth", "peers"]
     command = [sys.executable, str(FOLDER / "run_all.py"), "--quick", "--output_dir", str(tmp_path)]
@@ -285,7 +295,7 @@ def test_entities_of_characters_and_back():
         "tokens": ["Ada", "Lovelace", "met", "Bob", "Ada", "."],
         "ner_tags": ["B-PER", "I-PER", "O", "B-PER", "B-PER", "O"],
     }
-    found = job.entities(row)
+    found = job.entities_of(row)
     assert [(e["entity_group"], e["start"], e["end"]) for e in found] == [
         ("PER", 0, 12),
         ("PER", 17, 20),

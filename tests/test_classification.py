@@ -10,7 +10,7 @@ import torch
 from sklearn.metrics import f1_score
 from transformers import HfArgumentParser
 
-from running import COLOURS, run_script, write_colours
+from running import COLOURS, run_script
 from vtfusion import VTFusionForSequenceClassification, VTFusionProcessor
 from vtfusion.training.arguments import ClassificationDataArguments
 from vtfusion.training.classification import (
@@ -140,19 +140,14 @@ def test_evaluator_reads_names_and_windows():
 # -------------------------------------------------------------------------------------------------------- the script
 
 
-@pytest.fixture(scope="module")
-def sample(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("colours")
-    write_colours(folder, train=48, valid=12, test=18)
-    return folder
+def run(colours: Path, output: Path, *extra: str) -> dict:
+    return run_script("run_classification.py", colours, output, *extra)
 
 
-def run(sample: Path, output: Path, *extra: str) -> dict:
-    return run_script("run_classification.py", sample, output, *extra)
-
-
-def test_from_files_to_results(sample, tmp_path):
-    results = run(sample, tmp_path, "--label_smoothing", "0.1", "--class_weights", "1", "2", "1", "--use_lora", "True")
+def test_from_files_to_results(colours, tmp_path):
+    results = run(
+        colours, tmp_path, "--label_smoothing", "0.1", "--class_weights", "1", "2", "1", "--use_lora", "True"
+    )
     assert set(results["test"]) == {"true", "none"}
     assert "test macro_f1 by image:  true" in results["stdout"]
     records = [json.loads(line) for line in (tmp_path / "test_predictions.jsonl").read_text().splitlines()]
@@ -166,7 +161,7 @@ def test_from_files_to_results(sample, tmp_path):
     assert model.config.problem_type == SINGLE and model.config.label_smoothing == 0.1
     processor = VTFusionProcessor.from_pretrained(tmp_path)
     record = records[0]
-    image = None if record["num_images"] == 0 else PIL.Image.open(sample / f"{record['label']}.png")
+    image = None if record["num_images"] == 0 else PIL.Image.open(colours / f"{record['label']}.png")
     with torch.no_grad():
         logits = model(**processor(text=record["text"], images=image, return_tensors="pt")).logits
     assert logits.softmax(dim=-1)[0].tolist() == pytest.approx(record["predicted"]["scores"], abs=1e-4)
@@ -174,23 +169,23 @@ def test_from_files_to_results(sample, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("column, metric", [("several", "macro_f1"), ("number", "r2")])
-def test_other_kinds_of_labels(sample, tmp_path, column, metric):
-    results = run(sample, tmp_path, "--label_column", column)
+def test_other_kinds_of_labels(colours, tmp_path, column, metric):
+    results = run(colours, tmp_path, "--label_column", column)
     assert metric in results["test"]["true"]
     model = VTFusionForSequenceClassification.from_pretrained(tmp_path)
     assert model.config.problem_type == (MULTI if column == "several" else REGRESSION)
 
 
 @pytest.mark.slow
-def test_image_ablation_finds_that_only_the_image_tells(sample, tmp_path):
+def test_image_ablation_finds_that_only_the_image_tells(colours, tmp_path):
     options = ["--num_train_epochs", "12", "--fusion_learning_rate", "3e-3", "--seeds", "0", "1"]
-    report = run(sample, tmp_path, "--image_ablation", *options)
+    report = run(colours, tmp_path, "--image_ablation", *options)
     assert np.mean(report["scores"]["true"]["macro_f1"]) > np.mean(report["scores"]["text_only"]["macro_f1"])
     assert report["verdict"] in report["stdout"]
 
 
-def test_image_only_ignores_the_texts(sample, tmp_path):
-    results = run(sample, tmp_path, "--image_only", "True", "--max_train_samples", "8")
+def test_image_only_ignores_the_texts(colours, tmp_path):
+    results = run(colours, tmp_path, "--image_only", "True", "--max_train_samples", "8")
     assert set(results["test"]) == {"true", "none"}
     records = [json.loads(line) for line in (tmp_path / "test_predictions.jsonl").read_text().splitlines()]
     # without text and image nothing is left to tell rows apart

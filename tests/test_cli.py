@@ -16,6 +16,7 @@ from tokenizers_for_tests import TOKENIZERS
 from vtfusion import VTFusionForMaskedLM, VTFusionForTokenClassification, VTFusionProcessor
 from vtfusion.app import cli
 from vtfusion.training.prediction import load_pipeline
+from writing import write_jsonl
 
 runner = CliRunner()
 COMMANDS = ("train", "evaluate", "pair", "gates", "predict", "export", "push", "demo", "space")
@@ -41,7 +42,7 @@ def posts(tmp_path):
     Image.fromarray(pixels).save(tmp_path / "a.png")
     rows = [{"text": "john smith", "image": "a.png", "label": 3}, {"text": "the fox", "image": None, "label": 4}]
     file = tmp_path / "posts.jsonl"
-    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    write_jsonl(file, rows)
     return file
 
 

@@ -1,5 +1,4 @@
 import re
-import sys
 
 import PIL.Image
 import pytest
@@ -73,7 +72,7 @@ def test_scores_are_shown_from_high_to_low(bank, tmp_path):
     assert "manifest · train, row 1" in page
 
 
-def test_the_draw(bank):
+def test_the_draw_hangs_on_the_seed_and_takes_from_every_split(bank):
     many = pair_at_random(texts(*([str(number)] for number in range(50)), test=[["x"]] * 50), bank)
     rows = draw_sheet_rows(many, 10)
     assert len(rows) == 10 and {row.split for row in rows} == {"train", "test"}
@@ -101,7 +100,7 @@ def test_names_and_problems_are_escaped_too(tmp_path):
     assert "<mark>AT&amp;T&lt;i&gt;</mark>" in page and "cannot be read: &lt;b&gt;no&lt;/b&gt;" in page
 
 
-def test_no_pictures_at_all():
+def test_a_sheet_without_pictures_says_so():
     rows = draw_sheet_rows(pair_with_none(texts(["a"])))
     assert rows == []
     assert "No text has a picture." in contact_sheet_html(rows)
@@ -109,7 +108,7 @@ def test_no_pictures_at_all():
 
 
 @pytest.mark.filterwarnings("ignore:Glyph")  # no font has them all; the HTML page leaves that to the browser
-def test_long_texts_wide_words_and_other_scripts(bank, tmp_path):
+def test_long_texts_wide_words_and_other_scripts_fit_their_cards(bank, tmp_path):
     rows = [
         ["Georgia"] * 5000,
         ["Georgia", "w" * 3000, "end"],
@@ -132,7 +131,7 @@ def test_long_texts_wide_words_and_other_scripts(bank, tmp_path):
     assert positions["שלום"] > positions["עולם"]  # from right to left
 
 
-def test_several_pictures_in_one_card(bank):
+def test_pictures_of_a_card_lie_apart_and_those_left_out_are_counted(bank):
     (row,) = draw_sheet_rows(pair_at_random(texts(["a"]), bank, max_images=3))
     assert row.num_pictures == 3
     boxes = [axes.get_position() for axes in plot_contact_sheet([row]).axes]
@@ -141,8 +140,8 @@ def test_several_pictures_in_one_card(bank):
     assert "6 more pictures" in contact_sheet_html([row])
 
 
-def test_without_matplotlib_there_is_still_a_page(bank, monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+def test_without_matplotlib_there_is_still_a_page(bank, hide_package):
+    hide_package("matplotlib")
     rows = draw_sheet_rows(pair_by_lexicon(texts(["Georgia"]), bank))
     assert "<img " in contact_sheet_html(rows)
     with pytest.raises(ImportError, match=r"vtfusion\[plots\]"):

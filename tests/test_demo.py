@@ -1,6 +1,5 @@
 """The demo: what it says, what it refuses, and how its page works in a real browser."""
 
-import builtins
 import io
 import json
 import os
@@ -35,8 +34,9 @@ from vtfusion import (
     VTFusionTextClassificationPipeline,
     VTFusionTokenClassificationPipeline,
 )
-from vtfusion.app import cli, demo
-from vtfusion.app.demo import DemoExample, Limits, answer, read_inputs
+from vtfusion.app import cli, demo, demo_answer
+from vtfusion.app.demo_answer import Limits, answer, read_inputs
+from vtfusion.app.demo_examples import DemoExample, find_examples
 from vtfusion.app.space import requirements, write_space
 
 LABELS = {0: "O", 1: "B-PER", 2: "I-PER", 3: "B-LOC", 4: "I-LOC", 5: "B-ORG", 6: "I-ORG"}
@@ -201,7 +201,7 @@ def test_a_picture_of_too_many_pixels_is_refused(monkeypatch):
 
 
 def test_a_slow_answer_is_given_up(pipe, worker, monkeypatch):
-    monkeypatch.setattr(demo, "analyse", lambda *inputs: time.sleep(0.5))
+    monkeypatch.setattr(demo_answer, "analyse", lambda *inputs: time.sleep(0.5))
     page = answer(pipe, worker, Limits(seconds=0.05), "fox", None)
     assert "took more than 0.05 seconds" in page
 
@@ -256,32 +256,25 @@ def test_other_heads_are_refused_before_they_are_loaded(tmp_path):
     assert not (tmp_path / "space").exists()
 
 
-def test_a_missing_gradio_names_the_extra(monkeypatch, model_folder):
-    real_import = builtins.__import__
-
-    def import_all_else(name, *args, **kwargs):
-        if name == "gradio":
-            raise ImportError("No module named 'gradio'")
-        return real_import(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", import_all_else)
+def test_a_missing_gradio_names_the_extra(hide_package, model_folder):
+    hide_package("gradio")
     error = CliRunner().invoke(cli.app, ["demo", model_folder]).exception
     assert isinstance(error, ImportError) and "pip install vtfusion[demo]" in str(error)
 
 
 def test_examples_come_from_a_file_the_model_or_the_pen(pipe, tmp_path):
-    drawn = demo.find_examples(str(tmp_path), pipe)
+    drawn = find_examples(str(tmp_path), pipe)
     assert len(drawn) == 3 and [len(example.pictures) for example in drawn] == [1, 1, 0]
     (tmp_path / "examples").mkdir()
     (tmp_path / "examples" / "a.png").write_bytes(png())
     rows = [{"text": f"text {row}", "images": ["a.png"] if row else []} for row in range(6)]
     lines = "".join(json.dumps(row) + "\n" for row in rows)
     (tmp_path / "examples" / "metadata.jsonl").write_text(lines, encoding="utf-8")
-    found = demo.find_examples(str(tmp_path), pipe)
+    found = find_examples(str(tmp_path), pipe)
     assert [example.text for example in found] == ["text 0", "text 1", "text 2", "text 3"]
     assert [len(example.pictures) for example in found] == [0, 1, 1, 1]
     (tmp_path / "words.jsonl").write_text('{"tokens": ["We", "saw", "Paris"]}\n', encoding="utf-8")
-    assert demo.find_examples(str(tmp_path), pipe, tmp_path / "words.jsonl") == [DemoExample("We saw Paris", [])]
+    assert find_examples(str(tmp_path), pipe, tmp_path / "words.jsonl") == [DemoExample("We saw Paris", [])]
 
 
 # The Space ----------------------------------------------------------------------------------------------------------
@@ -592,7 +585,7 @@ def test_an_error_that_nobody_foresaw_shows_no_path(visit, monkeypatch):
     def fail(*inputs):
         raise OSError(f"cannot read {demo.__file__}")
 
-    monkeypatch.setattr(demo, "analyse", fail)
+    monkeypatch.setattr(demo_answer, "analyse", fail)
     visitor = visit()
     visitor.text.fill("Paris")
     visitor.text.press("Enter")

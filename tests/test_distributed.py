@@ -11,7 +11,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.data_loader import prepare_data_loader
 from torch.utils.data import DataLoader
 
-from running import SCRIPTS, losses, no_dropout, run_script, write_colours, write_sample
+from running import SCRIPTS, losses, no_dropout, run_script, write_colours
 from running import run_on_sample as run
 from vtfusion.training.arguments import CaptionDataArguments
 from vtfusion.training.captions import open_caption_streams
@@ -26,11 +26,6 @@ FSDP = (
     "--mixed_precision", "no", "--main_process_port", "0", str(Path(__file__).with_name("fsdp_on_cpu.py")),
 )  # fmt: skip
 HALF = ("--per_device_train_batch_size", "4", "--ddp_backend", "gloo")
-
-
-@pytest.fixture(scope="module")
-def sample(tmp_path_factory) -> Path:
-    return write_sample(tmp_path_factory.mktemp("sample"))
 
 
 @pytest.fixture(scope="module")

@@ -35,13 +35,13 @@ CASES = [
 @pytest.mark.parametrize(("head", "text", "vision"), CASES)
 def test_forward_backward_save_load(head, text, vision, tmp_path):
     model = make_head(head, text, vision)
-    inputs, labels = tiny_inputs(vision), HEADS[head].labels(2)
+    inputs, labels = HEADS[head].inputs(vision), HEADS[head].labels(2)
 
     outputs = model.train()(**inputs, **labels)
-    assert outputs.last_hidden_state.shape == (2, 7, 32)
-    assert outputs.visual_hidden_state.shape == (2, POSITIONS[vision], 16)
+    assert outputs.last_hidden_state.shape == (*inputs["input_ids"].shape, HIDDEN)
+    assert outputs.visual_hidden_state.shape[-2:] == (POSITIONS[vision], 16)
     boxes = outputs.visual_boxes
-    assert boxes.shape == (2, POSITIONS[vision], 4)
+    assert boxes.shape == (*outputs.visual_hidden_state.shape[:-1], 4)
     assert bool(((boxes >= 0) & (boxes <= 1)).all()) and bool((boxes[..., 2:] >= boxes[..., :2]).all())
     outputs.loss.backward()
     encoders = ["text_model"] if vision == "precomputed" else ["text_model", "vision_model"]

@@ -1,6 +1,5 @@
 """`vtfusion export`: the file gives what PyTorch gives, in any shape, and nothing is left where it does not."""
 
-import builtins
 from types import SimpleNamespace
 
 import numpy as np
@@ -103,7 +102,7 @@ def test_a_server_finds_the_rest_beside_the_file(entities):
 
 
 @pytest.mark.slow
-def test_answers_of_an_encoder_without_token_types(tmp_path):
+def test_an_encoder_without_token_types_gives_starts_and_ends(tmp_path):
     model = save(tmp_path / "model", "qa", "distilbert", "vit")
     assert isinstance(model, VTFusionForQuestionAnswering)
     assert export_model(tmp_path / "model", tmp_path / "onnx") < 1e-5
@@ -129,7 +128,7 @@ def test_answers_of_an_encoder_without_token_types(tmp_path):
         ("deberta-v2", "resnet"),
     ],
 )
-def test_encoders(text, vision, tmp_path):
+def test_encoders_of_many_kinds_give_what_pytorch_gives(text, vision, tmp_path):
     save(tmp_path / "model", "sequence", text, vision)
     assert export_model(tmp_path / "model", tmp_path / "onnx") < 1e-4
 
@@ -182,18 +181,11 @@ def test_encoders_that_torch_cannot_export_are_named(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
-def test_the_missing_extra_is_named(tmp_path, monkeypatch, never_loads):
+def test_the_missing_extra_is_named(tmp_path, hide_package, never_loads):
     config = tiny_config()
     config.architectures = ["VTFusionForTokenClassification"]
     config.save_pretrained(tmp_path / "model")
-    real = builtins.__import__
-
-    def without_onnx(name, *args, **kwargs):
-        if name == "onnxruntime":
-            raise ImportError(name)
-        return real(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", without_onnx)
+    hide_package("onnxruntime")
     with pytest.raises(ImportError, match=r"pip install vtfusion\[onnx\]"):
         export_model(tmp_path / "model", tmp_path / "onnx")
 

@@ -66,7 +66,7 @@ def test_usage_of_every_word_by_hand(evaluator):
     assert not found
 
 
-def test_no_pictures_at_all_raises(evaluator):
+def test_rows_without_any_picture_are_refused(evaluator):
     predictions = random_predictions(evaluator, 0)
     with pytest.raises(ValueError, match="No text of this split has an image"):
         word_usage(evaluator, predictions, predictions, [None] * 12)

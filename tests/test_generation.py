@@ -13,8 +13,8 @@ from PIL import Image
 from sacrebleu.metrics import BLEU
 from transformers import AutoModelForCausalLM, ResNetModel, ViTImageProcessor
 
+from chatting import CHAT, make_model, make_processor
 from running import run_script
-from test_prompts import CHAT, make_model, make_processor
 from tiny import LANGUAGE_MODELS, VISION
 from tokenizers_for_tests import TOKENIZERS
 from vtfusion import VTFusionForConditionalGeneration, VTFusionProcessor

@@ -12,24 +12,15 @@ from transformers import BertConfig, ViTImageProcessor, pipeline
 from transformers.utils import find_labels
 
 import vtfusion
-from heads import HEADS, make_head
-from tiny import HIDDEN, IMAGE, randomize_fusion, tiny_config, tiny_inputs
+from heads import HEADS, LABELLED, make_head
+from tiny import HIDDEN, IMAGE, LENGTH, gradients, randomize_fusion, run, text_of, tiny_config, tiny_inputs
 from tokenizers_for_tests import bert
 from vtfusion import VTFusionForSequenceClassification, VTFusionPreTrainedModel, VTFusionProcessor, modeling_vtfusion
 from vtfusion.fusion_vtfusion import check_label_range, check_not_padding, check_score_range
 
-POOLING = ["mean", "first", "last"]
-POOLED = [(head, how) for head in ("sequence", "vqa") for how in POOLING]
-WAYS = [(head, "mean") for head in HEADS if head not in ("sequence", "vqa")] + POOLED
-
-
-def text_of(inputs: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in inputs.items() if name in ("input_ids", "attention_mask")}
-
-
-def run(model: torch.nn.Module, **inputs: Any) -> Any:
-    with torch.no_grad():
-        return model(**inputs)
+WAYS = [
+    (name, how) for name, head in HEADS.items() for how in (("mean", "first", "last") if head.pools else ("mean",))
+]
 
 
 def without_dropout(model: VTFusionPreTrainedModel) -> VTFusionPreTrainedModel:
@@ -37,10 +28,6 @@ def without_dropout(model: VTFusionPreTrainedModel) -> VTFusionPreTrainedModel:
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
     return model
-
-
-def gradients(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
 def assert_finite(model: torch.nn.Module, outputs: Any) -> None:
@@ -75,7 +62,7 @@ def test_the_auto_class_knows_the_head(head):
 @pytest.mark.parametrize(("head", "pooling"), WAYS)
 def test_row_without_image_equals_text_only_result_exactly(head, pooling, vision):
     model = make_head(head, vision=vision, num_fusion_layers=2, pooling=pooling)
-    inputs, names = tiny_inputs(vision, batch_size=3), HEADS[head].predictions
+    inputs, names = HEADS[head].inputs(vision, batch_size=3), HEADS[head].predictions
     mask = torch.tensor([[1], [0], [1]])
     text_only, mixed = run(model, **text_of(inputs)), run(model, image_mask=mask, **inputs)
     none = run(model, image_mask=torch.zeros(3, 1), **inputs)
@@ -99,7 +86,7 @@ def test_row_without_image_equals_text_only_result_exactly(head, pooling, vision
 @pytest.mark.parametrize("head", HEADS)
 def test_no_nan_without_images(head, vision, mask):
     model = make_head(head, vision=vision, num_fusion_layers=2, contrastive_loss_weight=0.1).train()
-    inputs = text_of(tiny_inputs()) | {"image_mask": torch.tensor(mask)}
+    inputs = text_of(HEADS[head].inputs()) | {"image_mask": torch.tensor(mask)}
     name, shape = ("visual_embeds", (5, 12)) if vision == "precomputed" else ("pixel_values", (3, IMAGE, IMAGE))
     inputs[name] = torch.randn(2, 2, *shape)
     inputs[name][~inputs["image_mask"].bool()] = float("nan")
@@ -109,21 +96,21 @@ def test_no_nan_without_images(head, vision, mask):
 @pytest.mark.parametrize("head", HEADS)
 def test_no_nan_in_a_batch_of_text(head):
     model = make_head(head, contrastive_loss_weight=0.1).train()
-    assert_finite(model, model(**text_of(tiny_inputs()), **HEADS[head].labels(2)))
+    assert_finite(model, model(**text_of(HEADS[head].inputs()), **HEADS[head].labels(2)))
 
 
 @pytest.mark.parametrize("head", HEADS)
 def test_no_nan_where_image_dropout_takes_every_image(head):
     model = make_head(head, image_dropout=1 - 1e-9, contrastive_loss_weight=0.1).train()
-    outputs = model(**tiny_inputs("precomputed"), **HEADS[head].labels(2))
+    outputs = model(**HEADS[head].inputs("precomputed"), **HEADS[head].labels(2))
     assert not outputs.fusion_gate.any()
     assert_finite(model, outputs)
 
 
-@pytest.mark.parametrize("head", [name for name in HEADS if name != "retrieval"])
+@pytest.mark.parametrize("head", LABELLED)
 def test_loss_of_a_batch_of_text(head):
     model = make_head(head, contrastive_loss_weight=0.1)
-    outputs = run(model, **text_of(tiny_inputs()), **HEADS[head].labels(2))
+    outputs = run(model, **text_of(HEADS[head].inputs()), **HEADS[head].labels(2))
     assert outputs.get("vision_loss") is None and outputs.contrastive_loss is None
     torch.testing.assert_close(outputs.text_loss, outputs.fusion_loss)
     torch.testing.assert_close(outputs.loss, 1.5 * outputs.fusion_loss)
@@ -178,10 +165,12 @@ def test_predictions_are_the_head_on_the_fused_text(head, pooling, trained):
     model = HEADS[head].model(tiny_config("bert", "resnet", pooling=pooling, **HEADS[head].config)).eval()
     if trained:
         randomize_fusion(model)
-    inputs = tiny_inputs()
+    inputs = HEADS[head].inputs()
     with torch.no_grad():
         outputs = model(**inputs)
-        encoded = model.vtfusion.text_model(**text_of(inputs)).last_hidden_state
+        texts = {name: value.flatten(0, -2) for name, value in text_of(inputs).items()}
+        encoded = model.vtfusion.text_model(**texts).last_hidden_state
+        encoded = encoded.unflatten(0, inputs["input_ids"].shape[:-1])
         assert torch.equal(outputs.last_hidden_state, encoded) == (not trained)
         fused = outputs.last_hidden_state if trained else encoded
         expected = by_hand(head, model, fused, encoded, inputs["attention_mask"])
@@ -216,21 +205,21 @@ def test_an_answer_may_depend_on_question_and_image_together():
 @pytest.mark.parametrize(("head", "pooling"), WAYS)
 def test_more_padding_changes_nothing(head, pooling, side):
     model = make_head(head, "llama", num_fusion_layers=2, contrastive_loss_weight=0.1, pooling=pooling)
-    inputs, labels = tiny_inputs("precomputed"), HEADS[head].labels(2)
+    inputs, labels = HEADS[head].inputs("precomputed"), HEADS[head].labels(2)
     width = (3, 0) if side == "left" else (0, 3)
     longer = inputs | {name: F.pad(inputs[name], width) for name in text_of(inputs)}
     longer_labels = dict(labels)
     for name, value in labels.items():
         if name.endswith("_positions"):
             longer_labels[name] = value + width[0]
-        elif isinstance(value, torch.Tensor) and value.shape == (2, 7):
+        elif isinstance(value, torch.Tensor) and value.shape == inputs["input_ids"].shape:
             longer_labels[name] = F.pad(value, width, value=-100)
     one, other = run(model, **inputs), run(model, **longer)
     keep = inputs["attention_mask"].bool()
     for name in HEADS[head].predictions:
         expected, result = one[name], other[name]
-        if result.shape[1:2] == (10,):
-            expected, result = expected[keep], result[:, width[0] : width[0] + 7][keep]
+        if expected.shape[: keep.dim()] == keep.shape:  # of each token
+            expected, result = expected[keep], result.narrow(keep.dim() - 1, width[0], LENGTH)[keep]
         torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-5)
     one, other = run(model, **inputs, **labels), run(model, **longer, **longer_labels)
     for name in [name for name in one if name.endswith("loss")]:
@@ -240,7 +229,7 @@ def test_more_padding_changes_nothing(head, pooling, side):
 @pytest.mark.parametrize("head", HEADS)
 def test_permuting_the_batch_permutes_the_result(head):
     model = make_head(head, vision="resnet")
-    inputs = tiny_inputs(batch_size=4) | {"image_mask": torch.tensor([[1], [0], [1], [1]])}
+    inputs = HEADS[head].inputs(batch_size=4) | {"image_mask": torch.tensor([[1], [0], [1], [1]])}
     order = torch.tensor([2, 3, 1, 0])
     one, other = run(model, **inputs), run(model, **{name: value[order] for name, value in inputs.items()})
     for name in HEADS[head].predictions:
@@ -250,7 +239,7 @@ def test_permuting_the_batch_permutes_the_result(head):
 @pytest.mark.parametrize("head", HEADS)
 def test_permuting_two_rows_leaves_every_loss(head):
     model = make_head(head, contrastive_loss_weight=0.1)
-    inputs, labels = tiny_inputs("precomputed"), HEADS[head].labels(2)
+    inputs, labels = HEADS[head].inputs("precomputed"), HEADS[head].labels(2)
     flipped = {n: v.flip(0) if isinstance(v, torch.Tensor) else v for n, v in (inputs | labels).items()}
     one, other = run(model, **inputs, **labels), run(model, **flipped)
     names = [name for name in one if name.endswith("loss")]
@@ -266,7 +255,7 @@ def test_permuting_two_rows_leaves_every_loss(head):
 def test_gradient_checkpointing_changes_no_gradient(head):
     model = make_head(head, vision="vit", num_fusion_layers=2, contrastive_loss_weight=0.1)
     without_dropout(model).train()
-    inputs = tiny_inputs("vit") | HEADS[head].labels(2)
+    inputs = HEADS[head].inputs("vit") | HEADS[head].labels(2)
     model(**inputs).loss.backward()
     expected = gradients(model)
     model.zero_grad()
@@ -284,7 +273,7 @@ def test_gradient_checkpointing_changes_no_gradient(head):
 @pytest.mark.parametrize("head", HEADS)
 def test_every_weight_is_trained(head):
     model = make_head(head, vision="resnet", num_fusion_layers=2, contrastive_loss_weight=0.1)
-    model(**tiny_inputs(), **HEADS[head].labels(2)).loss.backward()
+    model(**HEADS[head].inputs(), **HEADS[head].labels(2)).loss.backward()
     unused = [n for n, p in model.named_parameters() if p.grad is None and "pooler" not in n]
     assert unused == []
 
@@ -293,7 +282,7 @@ def test_every_weight_is_trained(head):
 @pytest.mark.parametrize("head", HEADS)
 def test_bfloat16(head, image_mask):
     model = make_head(head, vision="resnet", contrastive_loss_weight=0.1)
-    inputs = tiny_inputs() | {"image_mask": torch.tensor(image_mask)}
+    inputs = HEADS[head].inputs() | {"image_mask": torch.tensor(image_mask)}
     half = copy.deepcopy(model).to(torch.bfloat16)
     expected, outputs = run(model, **inputs), run(half, **inputs)
     for name in HEADS[head].predictions:
@@ -309,7 +298,7 @@ def test_bfloat16(head, image_mask):
 @pytest.mark.parametrize("head", HEADS)
 def test_autocast(head, image_mask):
     model = make_head(head, contrastive_loss_weight=0.1)
-    inputs = tiny_inputs("precomputed") | HEADS[head].labels(2) | {"image_mask": torch.tensor(image_mask)}
+    inputs = HEADS[head].inputs("precomputed") | HEADS[head].labels(2) | {"image_mask": torch.tensor(image_mask)}
     expected = run(model, **inputs)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         outputs = model(**inputs)
@@ -321,7 +310,7 @@ def test_autocast(head, image_mask):
 def test_tuples_follow_the_order_of_the_fields(head):
     model = make_head(head, contrastive_loss_weight=0.1)
     for extra in ({}, HEADS[head].labels(2)):
-        inputs = tiny_inputs("precomputed") | {"output_fusion_attentions": True} | extra
+        inputs = HEADS[head].inputs("precomputed") | {"output_fusion_attentions": True} | extra
         outputs, values = run(model, **inputs), run(model, **inputs, return_dict=False)
         order = [name for name in type(outputs).__dataclass_fields__ if name in outputs]
         assert list(outputs) == order and isinstance(values, tuple) and len(values) == len(order)
@@ -334,14 +323,11 @@ def test_tuples_follow_the_order_of_the_fields(head):
 
 
 MICRO_BATCH_CASES = {
-    "token": ("token", {}, None),
+    **{name: (name, {}, None) for name, head in HEADS.items() if "labels" in head.labels(1)},
     "single": ("sequence", {}, torch.tensor([0, -100, 2, 1])),
     "single, weighted": ("sequence", {"class_weights": [1.0, 2.0, 3.0], "label_smoothing": 0.1}, None),
     "multi": ("sequence", {}, torch.tensor([[1.0, 0.0, 1.0], [0.0, -100.0, 1.0], [0.0, 0.5, 0.0], [1.0, 1.0, 1.0]])),
     "regression": ("sequence", {"num_labels": 1}, torch.tensor([0.5, -1.0, 2.0, 3.0])),
-    "vqa": ("vqa", {}, None),
-    "mlm": ("mlm", {}, None),
-    "pretraining": ("pretraining", {}, None),
 }
 
 
@@ -352,7 +338,7 @@ def test_micro_batches_add_up_to_the_batch(case, text):
     head, config, labels = MICRO_BATCH_CASES[case]
     model = make_head(head, text, **{"contrastive_loss_weight": 0.2, **config})
     labels = HEADS[head].labels(4)["labels"] if labels is None else labels
-    inputs = tiny_inputs("precomputed", batch_size=4) | {"image_mask": torch.tensor([[1], [1], [1], [0]])}
+    inputs = HEADS[head].inputs("precomputed", batch_size=4) | {"image_mask": torch.tensor([[1], [1], [1], [0]])}
     total = (labels != -100).sum()
     # of unequal length: a mean of means would not do
     parts = [slice(0, 1), slice(1, 4)]
@@ -369,7 +355,7 @@ def test_micro_batches_add_up_to_the_batch(case, text):
     for part, single, p in zip(micro, alone, parts, strict=True):
         share = (labels[p] != -100).sum() / total
         torch.testing.assert_close(part.contrastive_loss, single.contrastive_loss * share)
-        if head == "pretraining":
+        if part.get("matching_loss") is not None:
             torch.testing.assert_close(part.matching_loss, single.matching_loss * share)
         weights = {name: getattr(model.config, f"{name}_weight") for name in part if name.endswith("_loss")}
         torch.testing.assert_close(part.loss, sum(weight * part[name] for name, weight in weights.items()))
@@ -391,7 +377,7 @@ def test_no_label_at_all_is_zero_loss():
 
 @pytest.mark.parametrize("head", HEADS)
 def test_trainer_finds_the_labels(head):
-    expected = [] if head == "retrieval" else list(HEADS[head].labels(1))
+    expected = list(HEADS[head].labels(1)) if head in LABELLED else []
     assert find_labels(HEADS[head].model) == expected
 
 
@@ -472,15 +458,15 @@ def test_a_loss_of_answers_without_a_mask_is_that_of_a_mask_of_ones():
         assert bare[name].abs().sum() > 0
 
 
-@pytest.mark.parametrize("head", [head for head in HEADS if head != "retrieval"])
+@pytest.mark.parametrize("head", LABELLED)
 def test_a_loss_of_weight_zero_is_not_computed(head):
     everything = {"text_loss_weight": 0.3, "vision_loss_weight": 0.3}
-    with_all = run(make_head(head, **everything), **tiny_inputs("precomputed"), **HEADS[head].labels(2))
+    with_all = run(make_head(head, **everything), **HEADS[head].inputs("precomputed"), **HEADS[head].labels(2))
     has_vision_loss = "vision_classifier" in HEADS[head].own
     assert with_all.text_loss > 0 and (not has_vision_loss or with_all.vision_loss > 0)
     for name in everything:
         model = make_head(head, **everything | {name: 0.0})
-        outputs = run(model, **tiny_inputs("precomputed"), **HEADS[head].labels(2))
+        outputs = run(model, **HEADS[head].inputs("precomputed"), **HEADS[head].labels(2))
         left_out = name.removesuffix("_weight")
         assert left_out not in outputs and outputs.loss > 0
         if name == "text_loss_weight":

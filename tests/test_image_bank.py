@@ -1,9 +1,9 @@
-import json
 import pickle
 
 import pytest
 
 from vtfusion.training.image_bank import BankImage, ImageBank, fold
+from writing import write_jsonl
 
 ROWS = [
     {"image": "images/flag_ge.jpg", "kind": "flag", "name": "Georgia", "aliases": ["Georgian"]},
@@ -19,12 +19,8 @@ def folder(tmp_path):
     (tmp_path / "images").mkdir()
     for row in ROWS:
         (tmp_path / row["image"]).write_bytes(b"not an image: nothing here opens it")
-    write(tmp_path, ROWS)
+    write_jsonl(tmp_path / "metadata.jsonl", ROWS)
     return tmp_path
-
-
-def write(folder, rows):
-    (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
 def found(bank, words):
@@ -85,8 +81,8 @@ def test_fold():
 def test_captions(tmp_path):
     for name in "abc":
         (tmp_path / f"{name}.jpg").touch()
-    write(
-        tmp_path,
+    write_jsonl(
+        tmp_path / "metadata.jsonl",
         [
             {"image": "a.jpg", "captions": ["A dog runs .", " "]},
             {"file_name": "b.jpg", "name": "tench", "aliases": ["Tinca tinca"], "captions": []},
@@ -131,7 +127,7 @@ def test_a_bank_survives_pickling(folder):
     ],
 )
 def test_bad_bank_rows_are_named(folder, row, message):
-    write(folder, [ROWS[0], row])
+    write_jsonl(folder / "metadata.jsonl", [ROWS[0], row])
     with pytest.raises(ValueError, match=message):
         ImageBank.from_folder(folder)
 
@@ -147,7 +143,7 @@ def test_bad_json_and_repeated_ids_are_named(folder):
 def test_missing_bank_files_are_named(folder):
     with pytest.raises(FileNotFoundError, match=r"no metadata\.jsonl"):
         ImageBank.from_folder(folder / "images")
-    write(folder, [{"image": "images/gone.jpg", "name": "Gone"}])
+    write_jsonl(folder / "metadata.jsonl", [{"image": "images/gone.jpg", "name": "Gone"}])
     with pytest.raises(FileNotFoundError, match=r"line 1, field `image`: the image file .*gone\.jpg is missing"):
         ImageBank.from_folder(folder)
     (folder / "metadata.jsonl").write_text("\n")

@@ -1,6 +1,5 @@
 """A data file opens no image outside of its folder, whatever it names, unless the user says so."""
 
-import json
 import os
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from vtfusion.training.image_bank import ImageBank
 from vtfusion.training.image_paths import ImageFolders, image_item
 from vtfusion.training.pairing import pair_by_manifest, save_paired_dataset
 from vtfusion.training.token_data import load_token_classification_dataset
+from writing import write_jsonl
 
 REFUSED = r"does not lie in .*`image_folder`.*`allow_outside_paths`"
 
@@ -63,16 +63,11 @@ INSIDE = [
 ]
 
 
-def write_lines(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
-
-
 def write_row(places, image, kind="jsonl"):
     row = {"tokens": ["a"], "ner_tags": ["O"], "image": image.format(root=places)}
     path = places / "set" / f"a.{kind}"
     if kind == "jsonl":
-        return write_lines(path, [row])
+        return write_jsonl(path, [row])
     if kind == "csv":
         Dataset.from_list([{**row, "tokens": "a", "ner_tags": "O"}]).to_csv(path)
         return path
@@ -144,9 +139,9 @@ def test_a_link_that_changes_is_seen_although_the_rows_are_cached(places):
 
 
 def test_pictures_that_stay_where_they_are_need_their_folder(places):
-    write_lines(places / "elsewhere" / "metadata.jsonl", [{"image": "secret.png", "name": "a"}])
+    write_jsonl(places / "elsewhere" / "metadata.jsonl", [{"image": "secret.png", "name": "a"}])
     texts = DatasetDict({"train": Dataset.from_list([{"tokens": ["a"], "ner_tags": ["O"]}])})
-    pairs = write_lines(places / "elsewhere" / "pairs.jsonl", [{"row": 0, "image": "secret.png"}])
+    pairs = write_jsonl(places / "elsewhere" / "pairs.jsonl", [{"row": 0, "image": "secret.png"}])
     save_paired_dataset(pair_by_manifest(texts, pairs), places / "saved", embed_images=False)
     with pytest.raises(ValueError, match=REFUSED):
         load_token_classification_dataset(str(places / "saved"))
@@ -156,7 +151,7 @@ def test_pictures_that_stay_where_they_are_need_their_folder(places):
 
 @pytest.mark.parametrize("load", [load_caption_dataset, load_classification_dataset])
 def test_other_loaders_take_the_same_flag(places, load):
-    file = write_lines(places / "set" / "a.jsonl", [{"text": "a", "label": "b", "image": "link.png"}])
+    file = write_jsonl(places / "set" / "a.jsonl", [{"text": "a", "label": "b", "image": "link.png"}])
     with pytest.raises(ValueError, match=REFUSED):
         load(train_file=file)
     load(train_file=file, allow_outside_paths=True)
@@ -165,7 +160,7 @@ def test_other_loaders_take_the_same_flag(places, load):
 def test_streams_are_checked_row_by_row(places):
     rows = [{"text": "a", "image": "in.png"}, {"text": "b", "image": f"{places}/elsewhere/secret.png"}]
     rows.append({"text": "c", "image": f"file://{places}/set/in.png"})
-    file = write_lines(places / "set" / "a.jsonl", rows)
+    file = write_jsonl(places / "set" / "a.jsonl", rows)
 
     def read(**flags):
         return iter(open_caption_streams(CaptionDataArguments(train_file=str(file), **flags))["train"])
@@ -183,12 +178,12 @@ def test_streams_are_checked_row_by_row(places):
 
 
 def test_banks_and_manifests_are_checked(places):
-    metadata = write_lines(places / "set" / "metadata.jsonl", [{"image": "link.png", "name": "a"}])
+    metadata = write_jsonl(places / "set" / "metadata.jsonl", [{"image": "link.png", "name": "a"}])
     with pytest.raises(ValueError, match=rf"metadata\.jsonl, line 1, field `image`: the image .*{REFUSED}"):
         ImageBank.from_folder(metadata.parent)
     assert len(ImageBank.from_folder(metadata.parent, allow_outside_paths=True)) == 1
     texts = DatasetDict({"train": Dataset.from_list([{"tokens": ["a"], "ner_tags": ["O"]}])})
-    pairs = write_lines(places / "set" / "pairs.jsonl", [{"row": 0, "image": "../elsewhere/secret.png"}])
+    pairs = write_jsonl(places / "set" / "pairs.jsonl", [{"row": 0, "image": "../elsewhere/secret.png"}])
     with pytest.raises(ValueError, match=rf"pairs\.jsonl, line 1, field `image`: the image .*{REFUSED}"):
         pair_by_manifest(texts, pairs)
     assert pair_by_manifest(texts, pairs, allow_outside_paths=True)["train"][0]["images"]

@@ -12,19 +12,10 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Va
 from vtfusion.training.caption_data import load_caption_dataset
 from vtfusion.training.classification_data import load_classification_dataset
 from vtfusion.training.question_data import load_question_answering_dataset, load_visual_question_answering_dataset
+from writing import write_jsonl
 
 SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classification", "regression"
 CONTEXT = "Rome is old. Rome is in Italy."
-
-
-@pytest.fixture
-def real(shared_data):
-    def _real(name: str) -> Path:
-        if not (shared_data / name).is_dir():
-            pytest.skip(f"{shared_data / name} is not here")
-        return shared_data / name
-
-    return _real
 
 
 @pytest.fixture
@@ -46,11 +37,6 @@ def picture(tmp_path):
     path = tmp_path / "a.png"
     path.write_bytes(b"no image: opening it would raise")
     return str(path)
-
-
-def write_jsonl(path, rows):
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
 
 
 def labelled(*labels, name="label"):

@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from heads import HEADS, make_head
-from tiny import tiny_inputs
 from vtfusion import (
     VTFusionForImageTextRetrieval,
     VTFusionForPreTraining,
@@ -123,7 +122,7 @@ CHANGES = {
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("name", CHANGES)
 def test_a_flag_is_refused_where_it_changes_no_loss(head, name):
-    inputs = {**tiny_inputs("precomputed"), **HEADS[head].labels(2)}
+    inputs = {**HEADS[head].inputs("precomputed"), **HEADS[head].labels(2)}
     with torch.no_grad():
         before, after = (make_head(head, **settings)(**inputs).loss for settings in ({}, {name: CHANGES[name]}))
     with pytest.raises(ValueError, match=r"would do nothing|Give `text_model`") as error:

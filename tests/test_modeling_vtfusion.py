@@ -29,7 +29,7 @@ from transformers import (
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import ModelOutput
 
-from tiny import HIDDEN, IMAGE, TEXT, VISION, VOCAB, randomize_fusion, tiny_config, tiny_inputs
+from tiny import HIDDEN, IMAGE, TEXT, VISION, VOCAB, gradients, randomize_fusion, run, tiny_config, tiny_inputs
 from vtfusion import VTFusionConfig, VTFusionForTokenClassification, VTFusionModel, modeling_vtfusion
 from vtfusion.visual_vtfusion import (
     build_encoder,
@@ -62,18 +62,9 @@ def without_images(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: value for name, value in inputs.items() if name in ("input_ids", "attention_mask", "labels")}
 
 
-def run(model: torch.nn.Module, **inputs: torch.Tensor) -> object:
-    with torch.no_grad():
-        return model(**inputs)
-
-
 def assert_finite_gradients(model: torch.nn.Module) -> None:
     bad = [n for n, p in model.named_parameters() if p.grad is not None and not torch.isfinite(p.grad).all()]
     assert bad == []
-
-
-def gradients(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
 # ------------------------------------------------------------------------------- 1. what may not change the result

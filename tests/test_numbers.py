@@ -17,9 +17,9 @@ import torch
 from safetensors.torch import load_file
 from transformers import HfArgumentParser, Trainer, TrainingArguments
 
-from heads import HEADS, LENGTH, make_head
+from heads import HEADS, make_head
 from running import SCRIPTS
-from tiny import LANGUAGE_MODELS, VOCAB, tiny_inputs
+from tiny import LANGUAGE_MODELS, LENGTH, VOCAB, tiny_inputs
 from vtfusion import VTFusionConfig, VTFusionForConditionalGeneration
 from vtfusion.scripts.run_ner import run
 from vtfusion.training.arguments import ModelArguments, TokenDataArguments, VTFusionTrainingArguments
@@ -41,6 +41,11 @@ def make_model(name: str, **settings: Any) -> Any:
     for block in model.cross_attention_layers:
         torch.nn.init.normal_(block.fusion.output.weight, std=0.3)
     return model
+
+
+def inputs_for(name: str, rows: int) -> dict[str, torch.Tensor]:
+    make = HEADS[name].inputs if name in HEADS else tiny_inputs
+    return make("precomputed", batch_size=rows)
 
 
 def labels_for(name: str, rows: int) -> dict[str, Any]:
@@ -113,7 +118,7 @@ def test_half_precision_is_finite(
     name: str, dtype: torch.dtype, extreme: Callable[[torch.nn.Module, dict[str, torch.Tensor]], None], autocast: bool
 ) -> None:
     model = make_model(name, **({} if name == "generation" else {"contrastive_loss_weight": 0.1}))
-    inputs = tiny_inputs("precomputed", batch_size=3) | {"image_mask": torch.tensor([[1], [0], [1]])}
+    inputs = inputs_for(name, 3) | {"image_mask": torch.tensor([[1], [0], [1]])}
     extreme(model, inputs)
     inputs |= {**labels_for(name, 3), "output_fusion_attentions": True}
     if autocast:
@@ -134,8 +139,9 @@ def test_a_row_is_the_same_alone_without_masks_and_among_others(name: str) -> No
     """Texts of unequal length with two pictures, a part of one, and none."""
     model = make_model(name).double()
     lengths = (LENGTH, 4, 6)
-    batch = tiny_inputs("precomputed", batch_size=3)
-    batch["attention_mask"] = (torch.arange(LENGTH) < torch.tensor(lengths)[:, None]).long()
+    batch = inputs_for(name, 3)
+    for row, length in enumerate(lengths):
+        batch["attention_mask"][row] = torch.arange(LENGTH) < length
     generator = torch.Generator().manual_seed(0)
     batch["visual_embeds"] = torch.randn(3, 2, REGIONS, 12, generator=generator)
     batch["visual_boxes"] = torch.rand(3, 2, REGIONS, 2, 2, generator=generator).sort(dim=3).values.flatten(3)
@@ -148,7 +154,7 @@ def test_a_row_is_the_same_alone_without_masks_and_among_others(name: str) -> No
     with torch.no_grad():
         together = model(**batch)
         for row, (length, there) in enumerate(zip(lengths, images, strict=True)):
-            alone: dict[str, Any] = {"input_ids": batch["input_ids"][row : row + 1, :length]}
+            alone: dict[str, Any] = {"input_ids": batch["input_ids"][row : row + 1, ..., :length]}
             if there is not None:
                 regions = 3 if row == 1 and name != "generation" else REGIONS
                 for field in ("visual_embeds", "visual_boxes"):

@@ -25,7 +25,7 @@ def test_a_page_fetches_nothing():
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "P"])
-def test_pictures_as_text(mode):
+def test_a_picture_comes_back_from_its_text(mode):
     picture = PIL.Image.new("RGB", (400, 100), (200, 30, 30)).convert(mode)
     small = thumbnail(picture, max_side=100)
     assert small.size == (100, 25) and picture.size == (400, 100)  # the original is left alone

@@ -13,10 +13,11 @@ import pytest
 from datasets import load_from_disk
 from transformers import HfArgumentParser
 
-from test_bank_search import text_model
+from tiny import text_model
 from vtfusion.training.arguments import TokenSourceArguments
 from vtfusion.training.pairing import STRATEGIES
 from vtfusion.training.token_data import load_token_classification_dataset
+from writing import write_jsonl
 
 SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "pair_images.py"
 CONLL = "Georgia B-LOC\nmet O\nMadrid B-ORG\n\nno O\nname O\n\n"
@@ -58,7 +59,7 @@ def run(script, folder, *extra):
     return load_from_disk(str(folder / "out")), json.loads((folder / "out" / "pairing_report.json").read_text())
 
 
-def test_by_lexicon_in_a_process_of_its_own(folder):
+def test_lexicon_as_a_program_leaves_data_report_and_sheet(folder):
     done = subprocess.run(
         [sys.executable, str(SCRIPT), *command(folder, "--image_bank", str(folder / "bank"), "--max_images", "2")],
         capture_output=True,
@@ -118,9 +119,9 @@ def test_streaming_gives_what_reading_all_gives(script, folder, strategy):
     assert (folder / "out" / "contact_sheet.html").exists()
 
 
-def test_streaming_texts_without_tags(script, folder):
+def test_a_stream_may_lack_tags(script, folder):
     rows = [{"words": ["Madrid", "won"], "lang": "en"}, {"words": ["no", "name"], "lang": "en"}]
-    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_jsonl(folder / "train.jsonl", rows)
     flags = ["--train_file", str(folder / "train.jsonl"), "--output_dir", str(folder / "out")]
     flags += ["--image_bank", str(folder / "bank"), "--streaming", "True"]
     parser = HfArgumentParser((TokenSourceArguments, script.PairingArguments))
@@ -149,7 +150,7 @@ def test_what_integers_as_tags_mean_is_told(script, folder, streaming):
     assert report["label_analysis"]["splits"] == {"train": {"ORG": {"entities": 1, "with_image": 1, "named": 1}}}
 
 
-def test_by_retrieval(script, folder):
+def test_retrieval_gives_the_nearest_with_their_scores(script, folder):
     bank = ["--strategy", "retrieval", "--image_bank", str(folder / "bank")]
     bank += ["--text_model", str(save_text_model(folder))]
     paired, report = run(
@@ -174,7 +175,7 @@ def test_by_retrieval(script, folder):
     assert "score 0." in (folder / "out" / "contact_sheet.html").read_text()
 
 
-def test_by_manifest_and_controls(script, folder):
+def test_manifest_and_controls_give_what_they_say(script, folder):
     manifest = folder / "bank" / "pairs.jsonl"
     manifest.write_text('{"split": "train", "row": 1, "image": "Madrid.png", "score": 2.5}\n')
     paired, report = run(script, folder, "--strategy", "manifest", "--manifest_file", str(manifest))

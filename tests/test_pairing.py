@@ -1,5 +1,4 @@
 import io
-import json
 import tempfile
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from datasets import (
     load_from_disk,
 )
 
-from test_bank_search import text_model
+from tiny import text_model
 from vtfusion.training.bank_search import Embedder, ImageRetriever
 from vtfusion.training.files import release_folder
 from vtfusion.training.image_bank import BankImage, ImageBank
@@ -36,6 +35,7 @@ from vtfusion.training.pairing import (
     save_paired_dataset,
 )
 from vtfusion.training.token_data import load_token_classification_dataset, open_token_streams
+from writing import write_jsonl
 
 LABELS = ["O", "B-LOC", "I-LOC", "B-ORG", "I-ORG"]
 NAMES = ["Georgia", "Madrid", "United States"]
@@ -87,12 +87,7 @@ def manifest(tmp_path, bank):
         {"split": "train", "row": 2, "image": "0.png"},
         {"split": "test", "row": 0, "image": None},
     ]
-    return write(tmp_path / "pairs.jsonl", lines)
-
-
-def write(path, lines):
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    return path
+    return write_jsonl(tmp_path / "pairs.jsonl", lines)
 
 
 def pair(strategy, texts, bank, retriever, manifest, **kwargs):
@@ -336,7 +331,7 @@ def test_manifest_by_row(texts, bank, manifest):
 
 def test_manifest_by_id_and_in_csv(texts, bank, tmp_path):
     lines = [{"id": "b1", "image": "2.png"}, {"id": "a0", "image": "0.png", "score": 1}]
-    paired = pair_by_manifest(texts, write(tmp_path / "ids.jsonl", lines))
+    paired = pair_by_manifest(texts, write_jsonl(tmp_path / "ids.jsonl", lines))
     assert paired["train"]["image_ids"][:] == [["0.png"], [], []]
     assert paired["test"]["image_ids"][:] == [[], ["2.png"]]
 
@@ -346,10 +341,10 @@ def test_manifest_by_id_and_in_csv(texts, bank, tmp_path):
 
     numbers = DatasetDict({"train": Dataset.from_dict({"tokens": [["a"], ["b"]], "number": [10, 20]})})
     lines = [{"id": 20, "image": "0.png"}]
-    by_number = pair_by_manifest(numbers, write(tmp_path / "n.jsonl", lines), id_column="number")
+    by_number = pair_by_manifest(numbers, write_jsonl(tmp_path / "n.jsonl", lines), id_column="number")
     assert by_number["train"]["image_ids"][:] == [[], ["0.png"]]
     # one split needs no name
-    by_row = pair_by_manifest(numbers, write(tmp_path / "r.jsonl", [{"row": 1, "image": "0.png"}]))
+    by_row = pair_by_manifest(numbers, write_jsonl(tmp_path / "r.jsonl", [{"row": 1, "image": "0.png"}]))
     assert by_row["train"]["image_ids"][:] == [[], ["0.png"]]
 
 
@@ -379,20 +374,20 @@ def test_manifest_in_unicode_with_gaps_and_without_pictures(texts, bank, tmp_pat
 def test_pictures_of_many_texts_keep_the_order_of_their_lines(bank, tmp_path):
     texts = DatasetDict({"train": Dataset.from_dict({"tokens": [["a"]] * 40})})
     pairs = [(row, picture) for picture in (2, 0, 1) for row in np.random.default_rng(picture).permutation(40)]
-    path = write(tmp_path / "m.jsonl", [{"row": int(row), "image": f"{picture}.png"} for row, picture in pairs])
+    path = write_jsonl(tmp_path / "m.jsonl", [{"row": int(row), "image": f"{picture}.png"} for row, picture in pairs])
     paired = pair_by_manifest(texts, path)["train"]
     assert paired["image_ids"][:] == [["2.png", "0.png", "1.png"]] * 40
 
 
 def test_paths_of_a_manifest_that_cannot_be_are_named(texts, bank, tmp_path):
     (tmp_path / "inside").mkdir()
-    path = write(tmp_path / "inside" / "m.jsonl", [{"id": "a0", "image": "../0.png"}])
+    path = write_jsonl(tmp_path / "inside" / "m.jsonl", [{"id": "a0", "image": "../0.png"}])
     outside = str(tmp_path / "0.png")
     with pytest.raises(ValueError, match=r"m\.jsonl, line 1, field `image`: the image .*") as error:
         pair_by_manifest(texts, path)
     assert repr(outside) in str(error.value)
     assert pair_by_manifest(texts, path, allow_outside_paths=True)["train"]["images"][0][0]["path"] == outside
-    write(path, [{"id": "a0", "image": "a\0b"}])
+    write_jsonl(path, [{"id": "a0", "image": "a\0b"}])
     with pytest.raises(ValueError, match=r"m\.jsonl, line 1, field `image`: no file can have the path"):
         pair_by_manifest(texts, path)
 
@@ -443,7 +438,7 @@ def test_paths_of_a_manifest_that_cannot_be_are_named(texts, bank, tmp_path):
     ],
 )
 def test_bad_manifest_lines_are_named(texts, bank, tmp_path, line, message):
-    path = write(tmp_path / "pairs.jsonl", [{"split": "train", "row": 1, "image": "0.png"}, line])
+    path = write_jsonl(tmp_path / "pairs.jsonl", [{"split": "train", "row": 1, "image": "0.png"}, line])
     with pytest.raises(ValueError, match=r"pairs\.jsonl, " + message):
         pair_by_manifest(texts, path)
 
@@ -452,7 +447,7 @@ def test_bad_manifests_are_named(texts, bank, manifest, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"gone\.jsonl does not exist"):
         pair_by_manifest(texts, tmp_path / "gone.jsonl")
     with pytest.raises(FileNotFoundError, match=r"line 1, field `image`: the image file .*9\.png is missing"):
-        pair_by_manifest(texts, write(tmp_path / "m.jsonl", [{"id": "a0", "image": "9.png"}]))
+        pair_by_manifest(texts, write_jsonl(tmp_path / "m.jsonl", [{"id": "a0", "image": "9.png"}]))
     for name, content, message in [
         ("m.txt", "x", r"must end in \.jsonl or \.csv"),
         ("m.jsonl", "\n", "has no lines"),
@@ -473,7 +468,7 @@ def test_bad_manifests_are_named(texts, bank, manifest, tmp_path):
 
 
 def test_ids_must_be_plain_and_clear(texts, bank, tmp_path):
-    by_id = write(tmp_path / "m.jsonl", [{"id": "x", "image": "0.png"}])
+    by_id = write_jsonl(tmp_path / "m.jsonl", [{"id": "x", "image": "0.png"}])
     same = Dataset.from_dict({"tokens": [["a"], ["b"]], "id": ["x", "x"]})
     with pytest.raises(ValueError, match=r"rows 0 and 1 of the train split both have 'x'.*Name the text by 'row'"):
         pair_by_manifest(DatasetDict({"train": same}), by_id)

@@ -1,12 +1,13 @@
-import builtins
+"""Figures of a sentence with its entities, gates and heat maps."""
+
 import io
+import sys
 
 import numpy as np
 import PIL.Image
 import pytest
 
-from vtfusion.app.plotting import heat_picture, plot_ablation, plot_entities, plot_gate, save_ablation
-from vtfusion.training.ablation import TEXT_ONLY, AblationReport, Difference
+from vtfusion.app.plotting import plot_entities, plot_gate
 
 WORDS = ["We", "finally", "saw", "Kelda", "Tarn", "and", "Mirano", "."]
 
@@ -28,35 +29,8 @@ def entity(group, first, last, region=None, score=0.9):
 ENTITIES = [entity("LOC", 3, 4, {"image": 0, "box": (8, 16, 40, 48), "score": 0.7}), entity("PER", 6, 6)]
 
 
-@pytest.fixture
-def no_matplotlib(monkeypatch):
-    real_import = builtins.__import__
-
-    def import_all_else(name, *args, **kwargs):
-        if name.split(".")[0] == "matplotlib":
-            raise ImportError("No module named 'matplotlib'")
-        return real_import(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", import_all_else)
-
-
-def ablation():
-    pairs = [("true", "shuffled"), ("true", TEXT_ONLY), ("true", "blank"), ("true", "none"), ("none", TEXT_ONLY)]
-    differences = [
-        Difference(first, second, metric, 0.01 * place, 0.01 * place - 0.02, 0.01 * place + 0.02, 0.5, (0.0, 0.02 * place))
-        for place, (first, second) in enumerate(pairs)
-        for metric in ("F1", "LOC")
-    ]  # fmt: skip
-    return AblationReport("F1", (0, 1), 100, 60, 0.9, {"true": {"F1": [0.5, 0.6]}}, differences)
-
-
-def test_missing_matplotlib_is_said_by_the_ablation(no_matplotlib, tmp_path, capsys):
-    save_ablation(ablation(), tmp_path)
-    assert "No figure of the ablation" in capsys.readouterr().out
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_missing_matplotlib_names_the_extra(no_matplotlib):
+def test_missing_matplotlib_names_the_extra(hide_package):
+    hide_package("matplotlib")
     for plot in (lambda: plot_entities(WORDS, []), lambda: plot_gate(["a"], [0.5])):
         with pytest.raises(ImportError, match=r"pip install vtfusion\[plots\]"):
             plot()
@@ -82,7 +56,7 @@ class TestWithMatplotlib:
         buffer.seek(0)
         return np.asarray(PIL.Image.open(buffer).convert("RGB"))
 
-    def test_text_only(self):
+    def test_a_sentence_alone_is_its_words(self):
         figure = plot_entities(WORDS, [])
         assert len(figure.axes) == 1
         assert self.texts(figure.axes[0]) == WORDS
@@ -124,7 +98,7 @@ class TestWithMatplotlib:
         np.testing.assert_allclose(panels[0].images[1].get_array(), 1.0)
         np.testing.assert_allclose(panels[1].images[1].get_array(), 0.25)
 
-    def test_picture_and_heat_maps(self, image):
+    def test_heat_maps_cover_their_picture(self, image):
         heatmaps = [
             {"words": (3, 4), "image": 0, "heatmap": np.eye(8)},
             {"words": (6, 6), "image": 0, "heatmap": np.full((4, 2), 0.25)},
@@ -148,7 +122,7 @@ class TestWithMatplotlib:
         assert original.get_position().y0 == first.get_position().y0
         self.save(figure)
 
-    def test_several_pictures_of_different_shapes(self, image):
+    def test_panels_of_different_shapes_do_not_overlap(self, image):
         images = [image, image.resize((100, 20)).convert("L"), np.random.default_rng(0).random((80, 10, 3))]
         heatmaps = [
             {"words": (3, 4), "image": index, "heatmap": np.random.default_rng(index).random((7, 7))}
@@ -169,7 +143,7 @@ class TestWithMatplotlib:
         assert len(plot_entities(WORDS, ENTITIES, images * 3).axes) == 1 + 9
 
     @pytest.mark.parametrize("value", [0.0, np.nan])
-    def test_empty_heat_map(self, image, value):
+    def test_a_heat_map_without_heat_stays_dark(self, image, value):
         heatmap = {"words": (6, 6), "image": 0, "heatmap": np.full((4, 4), value)}
         figure = plot_entities(WORDS, ENTITIES, image, [heatmap])
         assert (figure.axes[2].images[1].get_array() == 0).all()
@@ -208,7 +182,7 @@ class TestWithMatplotlib:
             ["a\nb", "\t"],
         ],
     )
-    def test_unusual_words(self, words):
+    def test_any_word_can_be_drawn(self, words):
         entities = [{"entity_group": "$X$", "words": (0, 0), "score": 1.0}] if words else []
         gates = [float("nan"), -0.5, 1.5, 0.2, 0.1][: len(words)]
         self.save(plot_entities(words, entities, gates=gates, title="$\\oops"))
@@ -219,7 +193,7 @@ class TestWithMatplotlib:
         lefts = [text.get_position()[0] for text in axes.texts]
         assert lefts == sorted(lefts, reverse=True)
 
-    def test_plot_gate(self):
+    def test_gates_are_bars_with_their_values(self):
         figure = plot_gate(["We", "saw", "Mirano"], [0.1, 0.25, 0.9])
         (axes,) = figure.axes
         assert [bar.get_height() for bar in axes.patches] == [0.1, 0.25, 0.9]
@@ -248,48 +222,14 @@ class TestWithMatplotlib:
             ),
         ],
     )
-    def test_invalid_arguments(self, arguments, message):
+    def test_wrong_arguments_are_named(self, arguments, message):
         with pytest.raises(ValueError, match=message):
             plot_entities(WORDS, **{"entities": [], **arguments})
         with pytest.raises(ValueError, match="one value per word"):
             plot_gate(WORDS, [0.1])
 
-    def test_forest_plot_draws_every_comparison_at_its_place(self, tmp_path):
-        [axes] = plot_ablation(ablation()).axes
-        names = [label.get_text() for label in axes.get_yticklabels()]
-        # the two that decide with their parts, then the others
-        assert names == [
-            "true image − shuffled image", "LOC", "true image − text-only twin", "LOC",
-            "true image − blank image", "true image − no image", "no image − text-only twin",
-        ]  # fmt: skip
-        bars = [line.get_xdata() for line in axes.lines if line.get_linestyle() == "-" and len(line.get_xdata()) == 2]
-        bars = [bar for bar in bars if bar[0] != bar[1]]
-        assert [pytest.approx(tuple(bar)) for bar in bars] == [
-            (-2, 2), (-2, 2), (-1, 3), (-1, 3), (0, 4), (1, 5), (2, 6),
-        ]  # fmt: skip
-        assert "90 % interval" in axes.get_xlabel()
-        assert axes.get_title(loc="left").replace("\n", " ") == ablation().verdict
-        save_ablation(ablation(), tmp_path)
-        assert PIL.Image.open(tmp_path / "image_ablation.png").width > 1000
-
     def test_global_state_is_untouched(self):
-        import sys
-
         before = "matplotlib.pyplot" in sys.modules
         plot_gate(WORDS, [0.1] * len(WORDS))
         plot_entities(WORDS, ENTITIES[1:])
         assert ("matplotlib.pyplot" in sys.modules) == before
-
-    def test_a_heat_picture_glows_where_the_heat_is_and_is_grey_elsewhere(self, image):
-        heatmap = np.zeros((8, 8))
-        heatmap[6, 1] = 1.0
-        hot = np.asarray(heat_picture(image.resize((80, 40)), heatmap), dtype=int)
-        assert hot.shape == (40, 80, 3)
-        colourful = hot.max(-1) - hot.min(-1)
-        cell = colourful[30:35, 10:20]
-        far = colourful[:20, 40:]
-        assert cell.min() > 40 and far.max() < 10
-        # beside another picture that has all the attention nothing glows
-        cold = np.asarray(heat_picture(image, heatmap / 1000, [heatmap / 1000, heatmap]), dtype=int)
-        assert (cold.max(-1) - cold.min(-1)).max() < 10
-        assert (np.asarray(heat_picture(image, np.full((2, 2), np.nan))).std() > 0).all()

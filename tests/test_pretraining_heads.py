@@ -8,7 +8,7 @@ from PIL import Image
 from transformers import BertConfig, ViTImageProcessor, pipeline
 
 from heads import HEADS, make_head
-from tiny import HIDDEN, IMAGE, TEXT, VISION, VOCAB, randomize_fusion, tiny_config, tiny_inputs
+from tiny import HIDDEN, IMAGE, TEXT, VISION, VOCAB, randomize_fusion, run, text_of, tiny_config, tiny_inputs
 from tokenizers_for_tests import bert
 from vtfusion import (
     VTFusionConfig,
@@ -25,17 +25,8 @@ from vtfusion.visual_vtfusion import build_encoder
 LABELS = HEADS["mlm"].labels(2)["labels"]
 
 
-def text_of(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name: value for name, value in inputs.items() if name in ("input_ids", "attention_mask")}
-
-
 def images_of(inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: value for name, value in inputs.items() if name not in ("input_ids", "attention_mask")}
-
-
-def run(model: torch.nn.Module, **inputs: object) -> object:
-    with torch.no_grad():
-        return model(**inputs)
 
 
 # ---------------------------------------------------------------------------------------------------- masked words

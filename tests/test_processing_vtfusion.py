@@ -46,16 +46,6 @@ IDS = {label: index for index, label in LABELS.items()}
 RAW = {"do_normalize": False, "do_rescale": False}  # pixels come out as they went in
 
 
-@pytest.fixture(scope="module", params=TOKENIZERS)
-def tokenizer(request):
-    return TOKENIZERS[request.param]()
-
-
-@pytest.fixture(scope="module")
-def bert():
-    return TOKENIZERS["bert"]()
-
-
 def image_processor(side=8, **kwargs):
     return ViT(size={"height": side, "width": side}, **kwargs)
 

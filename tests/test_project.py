@@ -55,6 +55,25 @@ def test_places_that_the_architecture_names_exist():
             scope = found[0]
 
 
+@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "app").glob("[!_]*.py") if path.stem != "cli"))
+def test_a_file_of_app_says_what_is_public(name):
+    """Whatever has no underscore before its name; functions and classes with a docstring, and with types."""
+    public, said = set(), None
+    for node in parse(ROOT / "app" / f"{name}.py").body:
+        names = {getattr(node, "name", "_")}
+        if isinstance(node, ast.Assign):
+            names = {each.id for target in node.targets for each in ast.walk(target) if isinstance(each, ast.Name)}
+        if names == {"__all__"}:
+            said = set(ast.literal_eval(node.value))
+        names = {each for each in names if not each.startswith("_")}
+        public |= names
+        if names and isinstance(node, ast.FunctionDef | ast.ClassDef):
+            assert ast.get_docstring(node), node.name
+        if names and isinstance(node, ast.FunctionDef):
+            assert node.returns is not None and all(each.annotation for each in node.args.args), node.name
+    assert said == public
+
+
 def test_nothing_in_the_package_takes_from_what_is_outside_of_it():
     """What import-linter does not see: bare names, as scripts, benchmarks and tests have them beside each other."""
     allowed = {"scripts/quickstart.py": {"run_ner"}}  # which it is, on data that it draws
@@ -73,6 +92,15 @@ def test_nothing_in_the_package_takes_from_what_is_outside_of_it():
             if taken & outside:
                 seen.setdefault(path.relative_to(ROOT).as_posix(), set()).update(taken & outside)
     assert seen == allowed
+
+
+def test_no_file_of_tests_takes_from_another():
+    """It would run twice; what several need is in conftest.py or in a helper module."""
+    for path in (ROOT / "tests").rglob("*.py"):
+        for node in ast.walk(parse(path)):
+            taken = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            taken += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            assert not [name for name in taken if name.startswith("test_")], path.name
 
 
 @pytest.fixture(scope="module")

@@ -11,21 +11,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import nn
-from transformers import AutoModel, AutoModelForCausalLM, ViTImageProcessor, pipeline
+from transformers import ViTImageProcessor, pipeline
 
-from tiny import LANGUAGE_MODELS, VISION
+from chatting import CHAT, make_model, make_processor
 from tokenizers_for_tests import TOKENIZERS
-from vtfusion import VTFusionForConditionalGeneration, VTFusionProcessor
+from vtfusion import VTFusionProcessor
 from vtfusion.prompts_vtfusion import chat_template_with_images, take_image_tokens, visible_images
 
-CHAT = "{%- for message in messages -%}{{ message['role'] + ': ' + message['content'] + '\n' }}{%- endfor -%}{%- if add_generation_prompt -%}assistant:{%- endif -%}"
 PICTURE = Image.new("RGB", (40, 30), "red")
-
-
-def make_processor(tokenizer: str = "gpt-neox", **settings: Any) -> VTFusionProcessor:
-    image_processor = ViTImageProcessor(size={"height": 32, "width": 32})
-    return VTFusionProcessor(image_processor, TOKENIZERS[tokenizer](), image_token="<image>", **settings)
 
 
 def seen(processor: VTFusionProcessor, batch: Any, row: int = 0) -> list[tuple[str, list[int]]]:
@@ -241,23 +234,6 @@ def test_the_template_is_made_once_and_saved(tmp_path: Path) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------- stock pipeline
-
-
-def make_model(vocab_size: int) -> VTFusionForConditionalGeneration:
-    torch.manual_seed(0)
-    config = LANGUAGE_MODELS["llama"]()
-    config.vocab_size, config.max_position_embeddings = vocab_size, 256
-    config.bos_token_id = config.eos_token_id = config.pad_token_id = 0
-    model = VTFusionForConditionalGeneration.from_vision_text_pretrained(
-        AutoModel.from_config(VISION["resnet"]()),
-        AutoModelForCausalLM.from_config(config),
-        fusion_hidden_size=16,
-        num_fusion_heads=2,
-        cross_attention_every=2,
-    )
-    for block in model.cross_attention_layers:
-        nn.init.normal_(block.fusion.output.weight, std=0.3)
-    return model
 
 
 def test_the_stock_pipeline_generates() -> None:

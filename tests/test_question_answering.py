@@ -36,16 +36,6 @@ CONTEXT = "The quick fox isn't lazy; in  New York, 10,000 words (Zoë's) jump ov
 QUESTION = "Where is the fox?"
 
 
-@pytest.fixture(scope="module", params=TOKENIZERS)
-def tokenizer(request):
-    return TOKENIZERS[request.param]()
-
-
-@pytest.fixture(scope="module")
-def bert():
-    return TOKENIZERS["bert"]()
-
-
 def squad(*rows):
     """Rows of (question, context, answers as (start, end) or as words to look for)."""
     columns = {"id": [], "question": [], "context": [], "answers": []}

@@ -6,7 +6,6 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +13,7 @@ from datasets import Dataset, load_from_disk
 from huggingface_hub import ModelCard
 from transformers import AutoTokenizer, HfArgumentParser, TrainingArguments
 
-from running import SCRIPTS, losses, no_dropout, write_sample
+from running import SCRIPTS, losses, no_dropout
 from running import run_on_sample as run
 from vtfusion import VTFusionForTokenClassification, VTFusionProcessor
 from vtfusion.training.arguments import TokenDataArguments
@@ -25,11 +24,6 @@ needs_sequential = pytest.mark.skipif(
     not hasattr(TrainingArguments, "train_sampling_strategy"),
     reason="this transformers has no --train_sampling_strategy",
 )
-
-
-@pytest.fixture(scope="module")
-def sample(tmp_path_factory) -> Path:
-    return write_sample(tmp_path_factory.mktemp("sample"))
 
 
 def test_from_data_to_results(sample, tmp_path):

@@ -1,21 +1,13 @@
 """Visual question answering: VQA accuracy by hand, and the script from files to results."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from running import COLOURS, run_script, write_colours
+from running import COLOURS, run_script
 from vtfusion import VTFusionForVisualQuestionAnswering
 from vtfusion.training.visual_question_answering import AnswerEvaluator, accuracy_scores, read_accuracy_counts
-
-
-@pytest.fixture(scope="module")
-def sample(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("colours")
-    write_colours(folder, train=48, valid=12, test=18)
-    return folder
 
 
 def test_accuracy_is_the_score_that_people_gave():
@@ -37,8 +29,8 @@ def test_accuracy_is_the_score_that_people_gave():
 
 
 @pytest.mark.parametrize("column, problem", [("answer", "single_label"), ("people", "multi_label")])
-def test_from_files_to_results(sample, tmp_path, column, problem):
-    results = run_script("run_vqa.py", sample, tmp_path, "--answer_column", column)
+def test_from_files_to_results(colours, tmp_path, column, problem):
+    results = run_script("run_vqa.py", colours, tmp_path, "--answer_column", column)
     assert "test accuracy by image:  true" in results["stdout"]
     model = VTFusionForVisualQuestionAnswering.from_pretrained(tmp_path)
     assert set(model.config.id2label.values()) >= set(COLOURS)
@@ -52,13 +44,13 @@ def test_from_files_to_results(sample, tmp_path, column, problem):
 
 
 @pytest.mark.slow
-def test_the_picture_answers(sample, tmp_path):
+def test_the_picture_answers_what_the_text_cannot(colours, tmp_path):
     options = ["--num_train_epochs", "40", "--learning_rate", "3e-3", "--freeze_vision", "False"]
-    results = run_script("run_vqa.py", sample, tmp_path, *options)
+    results = run_script("run_vqa.py", colours, tmp_path, *options)
     assert results["test"]["true"]["accuracy"] > results["test"]["none"]["accuracy"] + 0.3
 
 
 @pytest.mark.slow
-def test_image_ablation(sample, tmp_path):
-    report = run_script("run_vqa.py", sample, tmp_path, "--image_ablation", "--seeds", "0", "1")
+def test_image_ablation_prints_its_verdict(colours, tmp_path):
+    report = run_script("run_vqa.py", colours, tmp_path, "--image_ablation", "--seeds", "0", "1")
     assert report["verdict"] in report["stdout"] and report["num_examples"] == 18

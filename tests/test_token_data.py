@@ -7,6 +7,7 @@ import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Value, load_dataset
 
 from vtfusion.training.token_data import load_token_classification_dataset, open_token_streams
+from writing import write, write_jsonl
 
 ROWS = [
     {"id": "a", "tokens": ["Anna", "Lee", "in", "Rome"], "ner_tags": ["B-PER", "I-PER", "O", "B-LOC"]},
@@ -17,32 +18,11 @@ INDICES = [[3, 4, 0, 1], [0, 0]]
 
 
 @pytest.fixture
-def real(shared_data):
-    def _real(name: str) -> Path:
-        if not (shared_data / name).is_dir():
-            pytest.skip(f"{shared_data / name} is not here")
-        return shared_data / name
-
-    return _real
-
-
-@pytest.fixture
 def load(tmp_path):
     def _load(*args, **kwargs):
         return load_token_classification_dataset(*args, cache_dir=tmp_path / "cache", **kwargs)
 
     return _load
-
-
-def write_jsonl(path, rows):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return path
-
-
-def write(path, text):
-    path.write_text(text, encoding="utf-8")
-    return path
 
 
 def with_images(*images, name="image"):

@@ -1,9 +1,11 @@
 """Tiny random configurations of every kind of encoder, for tests: no weights to download, milliseconds to run."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from transformers import (
+    AutoModel,
     BertConfig,
     CLIPVisionConfig,
     ConvNextConfig,
@@ -20,6 +22,8 @@ from transformers import (
     MobileNetV2Config,
     ModernBertConfig,
     PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
     Qwen2Config,
     Qwen3Config,
     ResNetConfig,
@@ -32,9 +36,10 @@ from transformers import (
     ViTConfig,
 )
 
+from tokenizers_for_tests import TOKENIZERS
 from vtfusion import VTFusionConfig
 
-VOCAB, HIDDEN, IMAGE = 99, 32, 32
+VOCAB, HIDDEN, IMAGE, LENGTH = 99, 32, 32, 7
 _LAYERS = {"hidden_size": HIDDEN, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 37}
 _TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 
@@ -96,6 +101,13 @@ VISION: dict[str, Callable[[], PreTrainedConfig]] = {
 }
 
 
+def text_model(kind: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A text encoder of `TEXT` that reads with the tokenizer of its kind."""
+    config, tokenizer = TEXT[kind](), TOKENIZERS[kind]()
+    config.vocab_size = len(tokenizer)
+    return AutoModel.from_config(config).eval(), tokenizer
+
+
 def tiny_config(text: str = "bert", vision: str = "resnet", **kwargs: object) -> VTFusionConfig:
     """`vision="precomputed"` gives a model without a vision encoder."""
     parts = {"visual_hidden_size": 12} if vision == "precomputed" else {"vision_config": VISION[vision]()}
@@ -104,16 +116,20 @@ def tiny_config(text: str = "bert", vision: str = "resnet", **kwargs: object) ->
 
 
 def tiny_inputs(
-    vision: str = "resnet", batch_size: int = 2, length: int = 7, seed: int = 0
+    vision: str = "resnet", batch_size: int = 2, length: int = LENGTH, seed: int = 0, texts: tuple[int, ...] = ()
 ) -> dict[str, torch.Tensor]:
-    """Token ids with padding on the right in the last row, and one image (or 5 precomputed regions) for each text."""
+    """
+    Token ids with padding on the right in the last row, and one image (or 5 precomputed regions) for each row. `texts` is
+    the shape between rows and tokens, where a row has several texts.
+    """
     generator = torch.Generator().manual_seed(seed)
+    shape = (batch_size, *texts, length)
     inputs = {
-        "input_ids": torch.randint(3, VOCAB, (batch_size, length), generator=generator),
-        "attention_mask": torch.ones(batch_size, length, dtype=torch.long),
+        "input_ids": torch.randint(3, VOCAB, shape, generator=generator),
+        "attention_mask": torch.ones(shape, dtype=torch.long),
     }
-    inputs["attention_mask"][-1, -2:] = 0
-    inputs["input_ids"][-1, -2:] = 0
+    inputs["attention_mask"][-1, ..., -2:] = 0
+    inputs["input_ids"][-1, ..., -2:] = 0
     if vision == "precomputed":
         corners = torch.rand(batch_size, 5, 2, 2, generator=generator).sort(dim=2).values
         inputs["visual_embeds"] = torch.randn(batch_size, 5, 12, generator=generator)
@@ -121,6 +137,22 @@ def tiny_inputs(
     else:
         inputs["pixel_values"] = torch.randn(batch_size, 1, 3, IMAGE, IMAGE, generator=generator)
     return inputs
+
+
+def text_of(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """What is left of the inputs without their images and labels."""
+    return {name: value for name, value in inputs.items() if name in ("input_ids", "attention_mask")}
+
+
+def run(model: torch.nn.Module, **inputs: Any) -> Any:
+    """What a model returns, without gradients."""
+    with torch.no_grad():
+        return model(**inputs)
+
+
+def gradients(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Copies of the gradients, of the parameters that have one."""
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
 def randomize_fusion(model: torch.nn.Module, std: float = 0.2) -> None:

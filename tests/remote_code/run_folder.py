@@ -18,14 +18,17 @@ class Blocker:
         return None
 
 
-def inputs_for(model):
+def inputs_for(model, texts=()):
+    """Two rows, of which one has an image; `texts` as in `heads.Head`."""
     import torch
 
     generator = torch.Generator().manual_seed(0)
+    shape = (2, *texts, 6)
     inputs = {
-        "input_ids": torch.randint(3, 30, (2, 6), generator=generator),
-        "attention_mask": torch.tensor([[1] * 6, [1] * 4 + [0] * 2]),
+        "input_ids": torch.randint(3, 30, shape, generator=generator),
+        "attention_mask": torch.ones(shape, dtype=torch.long),
     }
+    inputs["attention_mask"][1, ..., 4:] = 0
     if model.config.vision_config is None:
         inputs["visual_embeds"] = torch.randn(2, 5, model.config.visual_hidden_size, generator=generator)
     else:

@@ -2,7 +2,9 @@
 Run by `test_heads_remote_code.py` in a process of its own, where there is no `vtfusion`: loads saved folders, each by
 an Auto class, and prints what came of it as JSON on the last line.
 
-    python run_heads.py '[["FOLDER", "AutoModelForMaskedLM"], ...]' [SAVE_TO]
+    python run_heads.py '[["FOLDER", "AutoModelForMaskedLM", []], ...]' [SAVE_TO]
+
+Behind the Auto class stands how many texts a row has, as in `heads.Head`.
 """
 
 import json
@@ -11,15 +13,13 @@ from pathlib import Path
 
 from run_folder import Blocker, inputs_for
 
-PREDICTIONS = ("logits", "start_logits", "end_logits", "prediction_logits", "matching_logits", "logits_per_text")
 
-
-def predictions(model):
+def predictions(model, texts=()):
     import torch
 
     with torch.no_grad():
-        outputs = model.eval()(**inputs_for(model))
-    values = {name: outputs[name] for name in PREDICTIONS if outputs.get(name) is not None}
+        outputs = model.eval()(**inputs_for(model, texts))
+    values = {name: value for name, value in outputs.items() if "logits" in name}
     return {name: value.tolist() for name, value in {**values, "hidden": outputs.last_hidden_state}.items()}
 
 
@@ -28,7 +28,7 @@ def main(folders, save_to=None):
     import transformers
 
     results = []
-    for folder, auto_class in json.loads(folders):
+    for folder, auto_class, texts in json.loads(folders):
         model, info = getattr(transformers, auto_class).from_pretrained(
             folder, trust_remote_code=True, output_loading_info=True
         )
@@ -42,7 +42,7 @@ def main(folders, save_to=None):
                 "unexpected": sorted({name.split(".")[0] for name in info["unexpected_keys"]}),
                 "tied": hasattr(model, "lm_head")
                 and model.lm_head.decoder.weight is model.get_input_embeddings().weight,
-                "predictions": predictions(model),
+                "predictions": predictions(model, texts),
             }
         )
     if "vtfusion" in sys.modules:

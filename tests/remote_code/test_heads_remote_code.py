@@ -31,10 +31,11 @@ MODEL_FILES = {
 
 
 def run_elsewhere(folders: list[tuple[Path, str]], home: Path, save_to: Path | None = None) -> list[dict[str, Any]]:
-    """In a process of its own with an empty cache, no network, and no `vtfusion`."""
+    """Folders, each by a head's Auto class, in a process of its own with an empty cache, no network, and no `vtfusion`."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     environment |= {"HF_HOME": str(home), "HF_MODULES_CACHE": str(home / "modules"), "OMP_NUM_THREADS": "1"}
-    arguments = json.dumps([(str(folder), auto_class) for folder, auto_class in folders])
+    texts = {AUTO_CLASSES[name]: head.texts for name, head in HEADS.items()}
+    arguments = json.dumps([(str(folder), auto, texts.get(auto, ())) for folder, auto in folders])
     command = [sys.executable, str(SCRIPT), arguments, *([str(save_to)] if save_to else [])]
     home.mkdir(exist_ok=True)
     process = subprocess.run(command, env=environment, cwd=home, capture_output=True, text=True, timeout=600)
@@ -42,13 +43,13 @@ def run_elsewhere(folders: list[tuple[Path, str]], home: Path, save_to: Path | N
     return json.loads(process.stdout.splitlines()[-1])
 
 
-def expected_predictions(model: VTFusionPreTrainedModel) -> dict[str, Any]:
+def expected_predictions(model: VTFusionPreTrainedModel, head: str) -> dict[str, Any]:
     sys.path.insert(0, str(SCRIPT.parent))
     try:
         from run_heads import predictions
     finally:
         sys.path.pop(0)
-    return predictions(model)
+    return predictions(model, HEADS[head].texts)
 
 
 def assert_same(result: dict[str, Any], expected: dict[str, Any], where: str) -> None:
@@ -86,7 +87,7 @@ def test_every_folder_has_what_all_heads_need(saved):
 def test_every_head_loads_and_saves_where_vtfusion_is_not_importable(saved, tmp_path):
     models, root = saved
     again = tmp_path / "again"
-    expected = {name: expected_predictions(model) for name, model in models.items()}
+    expected = {name: expected_predictions(models[name], head) for name, head, _ in FOLDERS}
     folders = [(root / name, AUTO_CLASSES[head]) for name, head, _ in FOLDERS]
     first = run_elsewhere(folders, tmp_path / "home", again)
     copies = [(again / folder.name, auto_class) for folder, auto_class in folders]
@@ -106,7 +107,7 @@ def test_every_head_loads_and_saves_where_vtfusion_is_not_importable(saved, tmp_
         # and back into the package
         loaded = HEADS[head].model.from_pretrained(again / name)
         assert type(loaded.config).__module__ == "vtfusion.configuration_vtfusion"
-        assert_same(expected_predictions(loaded), expected[name], name)
+        assert_same(expected_predictions(loaded, head), expected[name], name)
 
 
 @pytest.mark.slow
@@ -117,7 +118,7 @@ def test_every_head_starts_from_a_pretraining_folder(saved, name, tmp_path):
     heads = [*AUTO_CLASSES, "base"]
     auto_classes = {**AUTO_CLASSES, "base": "AutoModel"}
     results = run_elsewhere([(root / name, auto_classes[head]) for head in heads], tmp_path / "home")
-    hidden = expected_predictions(models[name])["hidden"]
+    hidden = expected_predictions(models[name], "pretraining")["hidden"]
     for head, result in zip(heads, results, strict=True):
         own = set() if head == "base" else HEADS[head].own - {"vision_classifier"}
         assert set(result["missing"]) == own - {"lm_head", "matching_head"}, head
