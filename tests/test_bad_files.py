@@ -127,6 +127,23 @@ def test_very_long_lines_and_words(tmp_path):
     assert load(write(tmp_path / "a.conll", f"{long} O\n\n{CONLL}"))[0] == ([long], ["O"])
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.jsonl", JSONL + json.dumps({"tokens": ["x" * 2000], "ner_tags": ["O"]}) + "\n"),
+        ("a.conll", CONLL.split("\n")[0] + f"\n{'x' * 2000} O\n"),
+        ("a.csv", "tokens,ner_tags\n" + "x" * 2000),
+        ("a.tsv", "tokens\tner_tags\n" + "x" * 2000),
+    ],
+)
+def test_a_line_that_is_too_long_for_any_reader_is_named(tmp_path, monkeypatch, name, text):
+    monkeypatch.setattr("vtfusion.training.sources.MAX_LINE_BYTES", 1000)
+    file = write(tmp_path / name, text)
+    number = next(number for number, line in enumerate(text.split("\n"), 1) if len(line) > 1000)
+    with pytest.raises(ValueError, match=rf"{name}, line {number}: longer than 1,000 bytes"):
+        load_token_classification_dataset(train_file=file)
+
+
 # Mixed types -----------------------------------------------------------------------------------------------------------
 
 

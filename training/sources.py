@@ -31,6 +31,8 @@ READERS: dict[str, tuple[str, dict[str, Any]]] = {
     # A quotation mark is a character like any other there; read as CSV does, it would swallow lines.
     ".tsv": ("csv", {"keep_default_na": False, "sep": "\t", "quoting": csv.QUOTE_NONE}),
 }
+# No row is so long. Readers take many times as much memory for a line, and fail or crash at 2 GB without a word of where.
+MAX_LINE_BYTES = 256 * 2**20
 _METADATA_FILES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 
 LoadTextFile = Callable[[str, str, str | None, str | None], Dataset]  # path, split, image folder, cache folder
@@ -203,6 +205,8 @@ def _load_file(
     ending = os.path.splitext(path)[1].lower()
     if os.path.getsize(path) == 0:
         raise ValueError(f"{path} is empty.")
+    if ending not in (".parquet", ".json"):  # a JSON file may hold all rows on one line
+        check_line_lengths(path)
     if load_text_file is not None and ending in text_endings:
         dataset = load_text_file(path, split, base, cache_dir)
     elif ending in READERS:
@@ -263,7 +267,7 @@ def _load_packaged(builder: str, path: str, split: str, cache_dir: str | None, *
             dataset = load_dataset(builder, data_files={split: [pattern]}, split=split, cache_dir=cache_dir, **kwargs)
         dataset.data.validate(full=True)  # the readers take texts for UTF-8 without a look
         return dataset
-    except (DatasetGenerationError, ValueError) as error:
+    except (DatasetGenerationError, OverflowError, ValueError) as error:
         if builder != "parquet":
             check_encoding(path)
         if path.endswith(".jsonl"):
@@ -288,6 +292,22 @@ def uncounted(name: str = ".") -> Iterator[None]:
         yield
     finally:
         datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = counts
+
+
+def check_line_lengths(path: str) -> None:
+    """
+    Names the first line of a file that is too long to be a row.
+
+    Raises:
+        `ValueError`: There is one.
+    """
+    with open(path, "rb") as file:
+        for number, line in enumerate(iter(lambda: file.readline(MAX_LINE_BYTES + 1), b""), 1):
+            if len(line) > MAX_LINE_BYTES:
+                raise ValueError(
+                    f"{path}, line {number}: longer than {MAX_LINE_BYTES:,} bytes. Is this a text file with a row, or a "
+                    "word, on each line?"
+                )
 
 
 def check_encoding(path: str) -> None:

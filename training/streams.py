@@ -118,7 +118,7 @@ def named_errors(where: str) -> Iterator[None]:
     """
     try:
         yield
-    except (DatasetGenerationError, ValueError) as error:  # those of Arrow, pandas and codecs are ValueErrors
+    except (DatasetGenerationError, OverflowError, ValueError) as error:  # those of Arrow, pandas and codecs are ValueErrors
         if where in str(error):
             raise
         raise ValueError(f"{where} cannot be read: {error.__cause__ or error}") from error
