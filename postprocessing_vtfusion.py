@@ -20,20 +20,23 @@ def check_decoding(decoding: str) -> None:
 
 
 def _split_label(label: str) -> tuple[str, str]:
-    """`"B-PER"` → `("B", "PER")`; a label without a prefix continues its own kind, as in conlleval."""
+    """`"B-PER"` → `("B", "PER")`, `"O"` → `("O", "")`, and a label without a prefix → `("", label)`."""
     if label == "O":
         return "O", ""
     prefix, dash, kind = label.partition("-")
-    return (prefix, kind) if dash and prefix in ("B", "I") else ("I", label)
+    return (prefix, kind) if dash and prefix in ("B", "I") else ("", label)
 
 
 def entity_spans(labels: Sequence[str]) -> list[tuple[str, int, int]]:
-    """(kind, first word, last word) by the rules of conlleval: an `I-X` after `O` or another kind starts an entity."""
+    """
+    (kind, first word, last word) by the rules of conlleval: an `I-X` after `O` or another kind starts an entity, and a
+    label without a prefix goes on with its own kind.
+    """
     entities: list[tuple[str, int, int]] = []
     previous = ""
     for index, label in enumerate(labels):
         prefix, kind = _split_label(label)
-        if prefix == "I" and kind == previous:
+        if prefix not in ("B", "O") and kind == previous:
             entities[-1] = (kind, entities[-1][1], index)
         elif prefix != "O":
             entities.append((kind, index, index))
@@ -63,13 +66,9 @@ def viterbi(log_probs: np.ndarray, labels: Sequence[str]) -> np.ndarray:
     [1, 2]
     ```
     """
-    inside = np.array([label.startswith("I-") for label in labels])
-    allowed = np.array(
-        [
-            [not is_in or before in (f"B-{now[2:]}", now) for now, is_in in zip(labels, inside, strict=True)]
-            for before in labels
-        ]
-    )
+    parts = [_split_label(label) for label in labels]
+    inside = np.array([prefix == "I" for prefix, _ in parts])
+    allowed = np.array([[now[0] != "I" or before in (("B", now[1]), now) for now in parts] for before in parts])
     penalty = np.where(allowed, 0.0, -np.inf)
     score = np.where(inside, -np.inf, log_probs[0])
     back = np.zeros(log_probs.shape, dtype=np.int64)
