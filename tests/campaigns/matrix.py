@@ -158,7 +158,8 @@ def build_and_test(name: str, folder: Path, workers: int) -> dict[str, Any]:
     log.unlink(missing_ok=True)
     venv = f".venv-{name}"
     make = ["make", "--no-print-directory", f"VENV={venv}", f"PYTHON=python{environment.python}", f"WORKERS={workers}"]
-    make += [f"CONSTRAINTS={constraints_of(environment, folder)}"]
+    # those that `make matrix` was given are not for pytest, to which they would come by MAKEFLAGS
+    make += [f"CONSTRAINTS={constraints_of(environment, folder)}", "ARGS="]
     if run([*make, "install"], log)[0]:
         return {"installed": False}
     python = str(ROOT / venv / "bin" / "python")
