@@ -739,6 +739,8 @@ def test_export(vision):
         (7, (32, 48), ViTConfig(patch_size=(16, 16)), None, (1, 2, 3)),
         (9, (32, 32), ViTConfig(patch_size=[8, 16]), None, (1, 4, 2)),
         (17, (39, 39), ViTConfig(patch_size=8), None, (1, 4, 4)),
+        (6, (33, 49), SiglipVisionConfig(patch_size=16), None, (0, 2, 3)),
+        (2, (16, 16), ViTConfig(patch_size=16), None, (1, 1, 1)),
         (49, (224, 224), SwinConfig(patch_size=4), None, (0, 7, 7)),
         (28, (128, 224), SwinConfig(patch_size=4), None, (0, 4, 7)),
         (81, (33, 33), SwinConfig(patch_size=2), None, (0, 9, 9)),
@@ -755,8 +757,14 @@ def test_split_prefix_tokens(num_tokens, image_size, config, explicit, expected)
 
 @pytest.mark.parametrize(
     ("num_tokens", "config", "explicit"),
-    [(10, ViTConfig(patch_size=8), None), (17, ResNetConfig(), None), (3, ResNetConfig(), 3), (20, ResNetConfig(), 1)],
-    ids=["too few", "no patch size", "nothing left", "wrong number"],
+    [
+        (10, ViTConfig(patch_size=8), None),
+        (3, ViTConfig(patch_size=64), None),
+        (17, ResNetConfig(), None),
+        (3, ResNetConfig(), 3),
+        (20, ResNetConfig(), 1),
+    ],
+    ids=["too few", "image smaller than a patch", "no patch size", "nothing left", "wrong number"],
 )
 def test_split_prefix_tokens_without_a_fitting_grid(num_tokens, config, explicit):
     message = rf"'{config.model_type}' returned {num_tokens} tokens for an image of 32 x 32 .*vision_num_prefix_tokens"
