@@ -118,7 +118,8 @@ def named_errors(where: str) -> Iterator[None]:
     """
     try:
         yield
-    except (DatasetGenerationError, OverflowError, ValueError) as error:  # those of Arrow, pandas and codecs are ValueErrors
+    # Those of Arrow, pandas and codecs are ValueErrors.
+    except (DatasetGenerationError, OverflowError, ValueError) as error:
         if where in str(error):
             raise
         raise ValueError(f"{where} cannot be read: {error.__cause__ or error}") from error
