@@ -3,6 +3,7 @@
 import json
 
 import datasets
+import pandas
 import pytest
 from datasets import Dataset
 from hypothesis import example, given, settings
@@ -109,6 +110,23 @@ def test_what_cannot_be_read_as_a_stream_is_named(tmp_path, name, content):
         for _ in zip(range(10), stream, strict=False):
             pass
     assert str(path) in str(error.value)
+
+
+def assert_nul_is_named(tmp_path, name, text):
+    file = write(tmp_path / name, text)
+    with pytest.raises(ValueError, match=rf"train split \(.*{name}\): the column 'n\\x00x' has a NUL"):
+        open_token_streams(train_file=file)
+    with pytest.raises(ValueError, match=rf"{name} cannot be read"):
+        load_token_classification_dataset(train_file=file)
+
+
+def test_a_nul_in_the_name_of_a_json_field_is_named(tmp_path):
+    assert_nul_is_named(tmp_path, "a.jsonl", JSONL.replace("}", ', "n\\u0000x": 1}'))
+
+
+@pytest.mark.skipif(pandas.__version__ < "3", reason="this pandas ends a name at the NUL")
+def test_a_nul_in_the_name_of_a_csv_column_is_named(tmp_path):
+    assert_nul_is_named(tmp_path, "a.csv", "tokens,ner_tags,n\0x\nRome,B-LOC,1\n")
 
 
 def test_escaped_nul_and_odd_line_ends_stay_in_their_words(tmp_path):

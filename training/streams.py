@@ -10,6 +10,7 @@ from datasets import Audio, Dataset, Features, Image, IterableDataset, List, Vid
 from datasets.exceptions import DatasetGenerationError
 
 from .image_paths import ImageFolders
+from .messages import shorten
 from .sources import READERS, Source, StreamOrigin, data_path, given_files, image_base, saved_folder, uncounted
 
 _LOOKED_AT = 1000
@@ -150,11 +151,16 @@ def known_features(stream: IterableDataset, where: str) -> Features:
         where (`str`): what to call it in a message.
 
     Raises:
-        `ValueError`: The stream has no rows.
+        `ValueError`: The stream has no rows, or a column with a NUL character in its name, which Arrow takes for the end
+            of it.
     """
-    if stream.features is not None:
-        return stream.features
-    rows = list(stream.take(_LOOKED_AT))
-    if not rows:
+    features = stream.features
+    rows = list(stream.take(_LOOKED_AT)) if features is None else []
+    if features is None and not rows:
         raise ValueError(f"{where} has no rows.")
-    return Dataset.from_list(rows).features
+    for name in rows[0] if features is None else features:
+        if "\0" in name:
+            raise ValueError(
+                f"{where}: the column {shorten(name)} has a NUL character in its name. Is this a text file?"
+            )
+    return Dataset.from_list(rows).features if features is None else features
