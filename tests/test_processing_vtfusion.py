@@ -201,6 +201,11 @@ def test_a_word_without_a_token_is_o(bert):
     for decoding in ("argmax", "viterbi"):
         labels = processor.predict_word_labels(outputs, batch, LABELS, decoding)[0]
         assert labels[:4] == ["B-PER", "O", "O", "O"]
+    # wherever "O" stands among the labels
+    outputs = SimpleNamespace(logits=outputs.logits.flip(-1))
+    names = dict(enumerate(reversed(LABELS.values())))
+    assert processor.predict_word_labels(outputs, batch, names)[0][:4] == ["B-PER", "O", "O", "O"]
+    outputs = SimpleNamespace(logits=outputs.logits.flip(-1))
     assert [e["text"] for e in processor.post_process_token_classification(outputs, batch, LABELS)[0]] == [
         "John",
         "Smith",
@@ -935,6 +940,12 @@ def test_entities_say_where_they_looked(bert):
     assert person["image_region"]["image"] == 1 and person["image_region"]["box"] == (20, 0, 40, 20)
     assert person["image_region"]["score"] == pytest.approx(0.75)
     assert place["gate"] == 0.0 and place["image_region"] is None
+    # the image with the most weight, wherever it stands
+    batch = processor(text=texts, images=[images[0][::-1], None], return_tensors="pt")
+    look = {word: weights[4:] + weights[:4] for word, weights in look.items()}
+    outputs = looking_outputs(batch, [["B-PER", "I-PER", "O"], ["B-LOC"]], look, num_images=2)
+    moved = processor.post_process_token_classification(outputs, batch, LABELS)[0][0]
+    assert moved["image_region"] == person["image_region"] | {"image": 0}
 
 
 @pytest.mark.parametrize(
