@@ -30,7 +30,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import ModelOutput
 
 from tiny import HIDDEN, IMAGE, TEXT, VISION, VOCAB, gradients, randomize_fusion, run, tiny_config, tiny_inputs
-from vtfusion import VTFusionConfig, VTFusionForTokenClassification, VTFusionModel, modeling_vtfusion
+from vtfusion import VTFusionConfig, VTFusionForTokenClassification, VTFusionModel, modeling_vtfusion, visual_vtfusion
 from vtfusion.visual_vtfusion import (
     build_encoder,
     encoder_auto_class,
@@ -741,6 +741,7 @@ def test_export(vision):
         (17, (39, 39), ViTConfig(patch_size=8), None, (1, 4, 4)),
         (6, (33, 49), SiglipVisionConfig(patch_size=16), None, (0, 2, 3)),
         (2, (16, 16), ViTConfig(patch_size=16), None, (1, 1, 1)),
+        (2, (20, 20), ViTConfig(patch_size=16), None, (1, 1, 1)),
         (49, (224, 224), SwinConfig(patch_size=4), None, (0, 7, 7)),
         (28, (128, 224), SwinConfig(patch_size=4), None, (0, 4, 7)),
         (81, (33, 33), SwinConfig(patch_size=2), None, (0, 9, 9)),
@@ -783,14 +784,21 @@ def test_what_no_auto_class_knows_is_not_built():
             build_encoder(config)
 
 
-@pytest.mark.parametrize("channels_last", [False, True])
-def test_feature_maps_are_read_row_by_row_wherever_their_channels_stand(channels_last):
-    maps = torch.randn(2, 16, 3, 5)
+@pytest.mark.parametrize(("channels_last", "width"), [(False, 5), (True, 5), (False, 16)])
+def test_feature_maps_are_read_row_by_row_wherever_their_channels_stand(channels_last, width):
+    """Also where a map is as wide as it has channels."""
+    maps = torch.randn(2, 16, 3, width)
     outputs = BaseModelOutput(last_hidden_state=maps.permute(0, 2, 3, 1) if channels_last else maps)
-    features, boxes = read_features(outputs, (24, 40), ResNetConfig(), 16)
-    expected = [maps[:, :, row, column] for row in range(3) for column in range(5)]
+    features, boxes = read_features(outputs, (24, 8 * width), ResNetConfig(), 16)
+    expected = [maps[:, :, row, column] for row in range(3) for column in range(width)]
     assert torch.equal(features, torch.stack(expected, dim=1))
-    assert torch.equal(boxes, grid_boxes(3, 5).expand(2, 15, 4))
+    assert torch.equal(boxes, grid_boxes(3, width).expand(2, 3 * width, 4))
+
+
+def test_places_are_where_the_features_are():
+    maps = torch.empty(2, 16, 3, 5, device="meta")
+    features, boxes = read_features(BaseModelOutput(last_hidden_state=maps), (24, 40), ResNetConfig(), 16)
+    assert (features.device.type, boxes.device.type) == ("meta", "meta")
 
 
 def test_grid_boxes_by_hand():
@@ -918,6 +926,28 @@ def test_width_is_found_for_grey_images():
     assert visual_hidden_size(ResNetConfig(num_channels=1, hidden_sizes=[8, 16], depths=[1, 1])) == 16
 
 
+@pytest.mark.parametrize(
+    ("sizes", "shape"),
+    [
+        ({"image_size": (8, 16), "num_channels": 2}, (1, 2, 8, 16)),
+        ({"image_size": 8}, (1, 3, 8, 8)),
+        ({}, (1, 3, 224, 224)),
+    ],
+)
+def test_width_of_what_only_a_dry_run_tells(monkeypatch, sizes, shape):
+    """A backbone, as timm has them: several maps, of which the last is read."""
+    seen = []
+
+    class Backbone(torch.nn.Module):
+        def forward(self, pixel_values):
+            seen.append((tuple(pixel_values.shape), pixel_values.device.type, self.training))
+            return ModelOutput(feature_maps=tuple(pixel_values.new_zeros(1, width, 2, 2) for width in (3, 5, 7)))
+
+    monkeypatch.setattr(visual_vtfusion, "build_encoder", lambda config: Backbone())
+    assert visual_hidden_size(PreTrainedConfig(**sizes)) == 7
+    assert seen == [(shape, "meta", False)]
+
+
 def test_prefix_tokens_are_left_out():
     model = make_model(vision="vit")
     pixels = tiny_inputs("vit")["pixel_values"]
@@ -1028,6 +1058,7 @@ def test_yolos_features_are_its_detection_tokens():
 def test_auto_class_of_an_encoder():
     assert encoder_auto_class(VISION["detr"]()) is AutoModelForObjectDetection
     assert encoder_auto_class(more_vision()["maskformer-swin"][0]) is transformers.AutoBackbone
+    assert encoder_auto_class(transformers.TimmBackboneConfig()) is transformers.AutoBackbone
     assert encoder_auto_class(VISION["resnet"]()) is AutoModel
     assert encoder_auto_class(TEXT["llama"]()) is AutoModel
     assert encoder_auto_class(TEXT["t5"]()) is transformers.AutoModelForTextEncoding
