@@ -48,11 +48,12 @@ def main(args: GateArguments, data_args: GateDataArguments) -> Any:
     training_args = VTFusionTrainingArguments(
         output_dir=args.output_dir, per_device_eval_batch_size=args.per_device_eval_batch_size, use_cpu=args.use_cpu
     )
-    dataset = load_splits(data_args, args.model_name_or_path, args.model_revision)
+    model = VTFusionForTokenClassification.from_pretrained(args.model_name_or_path, revision=args.model_revision)
+    data_args.labels = [model.config.id2label[index] for index in range(model.config.num_labels)]
+    dataset = load_splits(data_args)
     if args.split not in dataset:
         raise ValueError(f"There is no split {args.split!r}. There are: {', '.join(dataset)}.")
     rows = dataset[args.split]
-    model = VTFusionForTokenClassification.from_pretrained(args.model_name_or_path, revision=args.model_revision)
     processor = VTFusionProcessor.from_pretrained(args.model_name_or_path, revision=args.model_revision)
     processor.decoding = data_args.decoding or processor.decoding
     model.freeze_vision_encoder()  # nothing is trained, so features can come from the cache

@@ -11,6 +11,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Va
 
 from vtfusion.training.caption_data import load_caption_dataset
 from vtfusion.training.classification_data import load_classification_dataset
+from vtfusion.training.columns import TrainedLabels
 from vtfusion.training.question_data import load_question_answering_dataset, load_visual_question_answering_dataset
 from writing import write_jsonl
 
@@ -195,6 +196,33 @@ def test_labels_of_class_label_in_another_order(load, tmp_path):
     Dataset.from_list(labelled(0, 1), features=features).save_to_disk(tmp_path / "saved")
     dataset, _, _ = load(load_classification_dataset, tmp_path / "saved", labels=["b", "a"])
     assert dataset["train"]["label"][:] == [1, 0]
+
+
+def test_labels_of_a_trained_model_keep_their_order(load):
+    trained = TrainedLabels(["positive", "negative", "neutral"], SINGLE)
+    rows = labelled("negative", "positive")
+    for given in ({}, {"labels": ["negative", "positive"]}):
+        dataset, _, names = load(load_classification_dataset, rows, trained=trained, **given)
+        assert names == dataset["train"].features["label"].names == trained.names
+        assert dataset["train"]["label"][:] == [1, 0]
+    dataset, _, names = load(load_classification_dataset, labelled("good", "bad"), trained=trained)
+    assert names == ["bad", "good"]
+    dataset, _, names = load(load_classification_dataset, test_file=labelled(1, 0), trained=trained)
+    assert names == trained.names and dataset["test"]["label"][:] == [1, 0]
+    with pytest.raises(ValueError, match="row 1: the label 'bad' is not among the `labels`"):
+        load(load_classification_dataset, test_file=labelled("neutral", "bad"), trained=trained)
+    with pytest.raises(ValueError, match=r": the model does not know the labels bad"):
+        load(load_classification_dataset, test_file=labelled(0), labels=["bad", "neutral"], trained=trained)
+
+
+def test_the_problem_of_a_trained_model_where_nothing_is_trained(load):
+    several = TrainedLabels(["b", "a"], MULTI)
+    assert load(load_classification_dataset, test_file=labelled(["a"]), trained=several)[1:] == (MULTI, ["b", "a"])
+    assert load(load_classification_dataset, labelled("a"), trained=several)[1:] == (SINGLE, ["b", "a"])
+    number = TrainedLabels(["LABEL_0"], REGRESSION)
+    dataset, problem_type, names = load(load_classification_dataset, test_file=labelled(3), trained=number)
+    assert (problem_type, names) == (REGRESSION, []) and dataset["test"]["label"][0] == 3.0
+    assert load(load_classification_dataset, labelled(3), trained=number)[1:] == (SINGLE, ["3"])
 
 
 def test_booleans_and_whole_floats_are_labels(load):

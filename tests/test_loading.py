@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from transformers.utils import logging
 
 from heads import HEADS, make_head
 from vtfusion import (
@@ -10,7 +11,9 @@ from vtfusion import (
     VTFusionForQuestionAnswering,
     VTFusionForSequenceClassification,
     VTFusionForTokenClassification,
+    VTFusionForVisualQuestionAnswering,
 )
+from vtfusion.training import loading
 from vtfusion.training.arguments import ModelArguments
 from vtfusion.training.loading import load_model
 from vtfusion.training.sample_data import build_sample_dataset, build_tiny_encoders
@@ -67,6 +70,31 @@ def test_other_labels_get_a_new_head(checkpoint):
     args = ModelArguments(model_name_or_path=str(checkpoint))
     model, _ = load_model(VTFusionForTokenClassification, args, [*NAMES, "B-PER", "I-PER"])
     assert model.classifier.weight.shape[0] == 5
+
+
+@pytest.mark.parametrize("head", [VTFusionForTokenClassification, VTFusionForVisualQuestionAnswering])
+def test_as_many_other_labels_get_a_new_head(encoders, tmp_path, monkeypatch, caplog, head):
+    args = ModelArguments(text_model=str(encoders / "text"), vision_model=str(encoders / "vision"))
+    trained, processor = load_model(head, args, NAMES)
+    for parameter in trained.parameters():
+        torch.nn.init.normal_(parameter, std=7.0)
+    trained.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    args = ModelArguments(model_name_or_path=str(tmp_path))
+    monkeypatch.setattr(logging.get_logger("transformers"), "propagate", True)
+    monkeypatch.setattr(loading.logger, "propagate", True)
+    for names in (NAMES, ["O", "B-PER", "I-PER"]):
+        caplog.clear()
+        model, _ = load_model(head, args, names)
+        assert model.config.id2label == dict(enumerate(names))
+        others = dict(trained.named_parameters())
+        changed = {name for name, parameter in model.named_parameters() if not torch.equal(parameter, others[name])}
+        expected = {f"{layer}.{part}" for layer in ("classifier", "vision_classifier") for part in ("weight", "bias")}
+        expected |= {"merge.output.weight"} if head is VTFusionForVisualQuestionAnswering else set()
+        assert changed == (set() if names == NAMES else expected)
+        assert ("its head begins anew for O, B-PER, I-PER" in caplog.text) == bool(changed)
+    weights = dict(model.named_parameters())
+    assert 0.01 < weights["classifier.weight"].std() < 0.03 and not weights["classifier.bias"].any()
 
 
 def test_freezing(encoders):

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 import torch
-from datasets import Dataset, load_from_disk
+from datasets import ClassLabel, Dataset, DatasetDict, Features, List, load_from_disk
 from huggingface_hub import ModelCard
 from transformers import AutoTokenizer, HfArgumentParser, TrainingArguments
 
@@ -100,15 +100,30 @@ def test_trained_encoders_and_test_alone(sample, tmp_path):
         for before, tag in itertools.pairwise(["O", *record["predicted_tags"]]):
             assert not tag.startswith("I-") or before[2:] == tag[2:]
 
+    test = load_from_disk(str(sample / "data"))["test"]
+    names = test.features["ner_tags"].feature.names
+    other_order = names[::-1]
+    reordered = test.map(
+        lambda row: {"ner_tags": [other_order.index(names[tag]) for tag in row["ner_tags"]]},
+        features=Features({**test.features, "ner_tags": List(ClassLabel(names=other_order))}),
+    )
+    DatasetDict(test=reordered).save_to_disk(tmp_path / "reordered" / "data")
+    again = run(tmp_path / "reordered", tmp_path / "c", "--model_name_or_path", str(tmp_path / "a"))
+    assert again["test"] == trained["test"]
+
     command = [sys.executable, str(SCRIPTS / "gate_report.py"), "--model_name_or_path", str(tmp_path / "a")]
-    command += ["--dataset_name", str(sample / "data"), "--output_dir", str(tmp_path / "gates"), "--num_examples", "2"]
-    command += ["--use_cpu", "True", "--min_count", "1"]
+    command += ["--num_examples", "2", "--use_cpu", "True", "--min_count", "1"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert {file.name for file in (tmp_path / "gates").iterdir()} >= {"gate_report.md", "gate_report.html"}
-    words = sum(len(row["tokens"]) for row in load_from_disk(str(sample / "data"))["test"] if row["images"])
+    tables = []
+    for place, data in enumerate((sample / "data", tmp_path / "reordered" / "data")):
+        where = ["--dataset_name", str(data), "--output_dir", str(tmp_path / f"gates-{place}")]
+        done = subprocess.run([*command, *where], capture_output=True, text=True, env=environment, check=False)
+        assert done.returncode == 0, done.stderr[-3000:]
+        tables.append((tmp_path / f"gates-{place}" / "gate_report.md").read_text())
+        assert (tmp_path / f"gates-{place}" / "gate_report.html").exists()
+    words = sum(len(row["tokens"]) for row in test if row["images"])
     assert re.search(rf"\| all words \| {words:,} \|", done.stdout)
+    assert tables[0] == tables[1]
 
 
 def test_image_ablation_is_the_runs_side_by_side_and_goes_on(sample, tmp_path):

@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Value, load_dataset
 
+from vtfusion.training.columns import TrainedLabels
 from vtfusion.training.token_data import load_token_classification_dataset, open_token_streams
 from writing import write, write_jsonl
 
@@ -365,6 +366,29 @@ def test_labels_fix_the_order_of_string_tags(load, tmp_path):
     assert dataset["train"]["ner_tags"][0] == [0, 1, 4, 2]
     with pytest.raises(ValueError, match="row 0: the label 'B-LOC' is not among the `labels`"):
         load(train_file=file, labels=["O", "B-PER", "I-PER"])
+
+
+def test_labels_of_a_trained_model_keep_their_order(load, tmp_path):
+    train = write_jsonl(tmp_path / "a.jsonl", ROWS)
+    trained = TrainedLabels(["B-PER", "I-PER", "B-LOC", "I-LOC", "O", "B-ORG", "I-ORG"])
+    fewer = TrainedLabels(["O", "B-PER", "I-PER"])
+    for labels in (None, ["O", "B-LOC", "I-LOC", "B-PER", "I-PER"]):
+        dataset = load(train_file=train, labels=labels, trained=trained)
+        assert names(dataset) == trained.names and dataset["train"]["ner_tags"][0] == [0, 1, 4, 2]
+    # others than the model knows: a training begins with a new head, a test cannot be made
+    assert names(load(train_file=train, trained=fewer)) == names(load(train_file=train))
+    with pytest.raises(ValueError, match="row 0: the label 'B-LOC' is not among the `labels`"):
+        load(test_file=train, trained=fewer)
+    with pytest.raises(ValueError, match=r"a\.jsonl.*: the model does not know the labels B-LOC, I-LOC"):
+        load(test_file=train, labels=["O", "B-PER", "I-PER", "B-LOC", "I-LOC"], trained=fewer)
+
+
+def test_integers_mean_what_a_trained_model_says_where_nothing_is_trained(load, tmp_path):
+    file = write_jsonl(tmp_path / "a.jsonl", [{"tokens": ["Rome", "x"], "ner_tags": [2, 0]}])
+    dataset = load(test_file=file, trained=TrainedLabels(["O", "B-PER", "B-LOC"]))
+    assert names(dataset, "test") == ["O", "B-PER", "B-LOC"] and dataset["test"]["ner_tags"][0] == [2, 0]
+    with pytest.raises(ValueError, match=r"the tags are integers. Say what they mean with `labels`"):
+        load(train_file=file, trained=TrainedLabels(["O", "B-PER", "B-LOC"]))
 
 
 # Rows and columns

@@ -24,16 +24,14 @@ def load_labelled_texts(
 
     Args:
         data_args ([`ClassificationDataArguments`]): where the data is.
-        model_name_or_path (`str`, *optional*): a trained model. Where there are only files to test on, its labels and its
-            problem type are those of the data.
+        model_name_or_path (`str`, *optional*): a trained model, whose labels stay where the data has no others.
         model_revision (`str`, *optional*, defaults to `"main"`): its branch, tag or commit.
     """
-    source = data_args.source()
-    label_names, problem_type = trained_labels(data_args, model_name_or_path, model_revision)
-    problem_type = data_args.problem_type or problem_type
-    if data_args.labels is None and problem_type != REGRESSION:
-        source["labels"] = label_names
-    dataset, problem_type, names = load_classification_dataset(**source, problem_type=problem_type)
+    dataset, problem_type, names = load_classification_dataset(
+        **data_args.source(),
+        trained=trained_labels(model_name_or_path, model_revision),
+        problem_type=data_args.problem_type,
+    )
     return limit_rows(dataset, data_args), problem_type, names
 
 

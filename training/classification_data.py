@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 
 from .columns import (
+    TrainedLabels,
     WantedColumns,
     class_label_names,
     find_column,
@@ -22,6 +23,7 @@ from .columns import (
     map_columns,
     parse_cell,
     read_string,
+    settle_labels,
 )
 from .messages import at, shorten
 from .sources import CACHE_VERSION, Origin, Source, load_sources
@@ -44,6 +46,7 @@ def load_classification_dataset(
     label_column: str | None = None,
     image_column: str | None = None,
     labels: Sequence[str] | None = None,
+    trained: TrainedLabels | None = None,
     problem_type: str | None = None,
     **origin: Unpack[Origin],
 ) -> tuple[DatasetDict, str, list[str]]:
@@ -64,8 +67,10 @@ def load_classification_dataset(
             JSON. Found by itself if it is called `label`, `labels`, `sentiment`, `class` or `intent`. Splits other
             than `train` may do without, for instance those to predict.
         labels (`Sequence[str]`, *optional*):
-            The labels and their order, for instance those of a trained model, and what integers mean where the file
-            does not say. Not for regression.
+            The labels and their order, and what integers mean where the file does not say. Not for regression.
+        trained ([`TrainedLabels`], *optional*):
+            What a model knows already. Its labels stay, in its order, where the data has no others; without a training
+            split they and its problem type are also the defaults of `labels` and `problem_type`.
         problem_type (`str`, *optional*):
             `"single_label_classification"`, `"multi_label_classification"` or `"regression"`. By default lists mean
             several labels, floats regression, and all else a single label.
@@ -79,8 +84,8 @@ def load_classification_dataset(
         split has `text`, `text_pair` if there is one, `label` (`ClassLabel`; for several labels
         `List(Value("float32"))` with a 0 or 1 for each; for regression `Value("float32")`; `None` in a split that has
         no labels), `images` (`List(Image(decode=False))`, `None` for a row without; only if any split has images) and
-        the other columns as they were. The labels of a `ClassLabel` and of `labels` keep their order; others are
-        sorted, by value if they are all integers. A label that does not occur in the training split is reported by a
+        the other columns as they were. The labels of a `ClassLabel`, of `labels` and of `trained` keep their order;
+        others are sorted, by value if they are all integers. A label that does not occur in the training split is reported by a
         warning.
 
     Raises:
@@ -104,9 +109,13 @@ def load_classification_dataset(
     sources = load_sources(dataset_name, **origin)
     columns = find_targets("label_column", label_column, _LABEL_COLUMNS, sources)
     firsts = {split: first_value(source, columns[split]) for split, source in sources.items()}
+    if trained is not None and "train" not in sources:
+        problem_type = problem_type or trained.problem_type
     problem_type = problem_type or _infer_problem_type(firsts)
     if problem_type == REGRESSION and labels is not None:
         raise ValueError("`labels` are for classes: a regression has none.")
+    if labels is None and trained is not None and "train" not in sources and problem_type != REGRESSION:
+        labels = trained.names
 
     given = None if labels is None else list(labels)
     forms = _label_forms(sources, columns, firsts, given)
@@ -120,7 +129,7 @@ def load_classification_dataset(
     names: list[str] = []
     if problem_type != REGRESSION:
         declared = _declared_labels(forms.values()) if given is None else given
-        texts, names = _to_labels(texts, sources, declared, given is not None, problem_type == MULTI)
+        texts, names = _to_labels(texts, sources, declared, given is not None, trained, problem_type == MULTI)
     return join_columns(sources, texts, used, image_column), problem_type, names
 
 
@@ -287,7 +296,12 @@ def _unique_labels(text: Dataset) -> set[str]:
 
 
 def _to_labels(
-    texts: dict[str, Dataset], sources: Mapping[str, Source], declared: list[str], fixed: bool, several: bool
+    texts: dict[str, Dataset],
+    sources: Mapping[str, Source],
+    declared: list[str],
+    fixed: bool,
+    trained: TrainedLabels | None,
+    several: bool,
 ) -> tuple[dict[str, Dataset], list[str]]:
     """Labels as lists of names → `ClassLabel`, or vectors of 0 and 1, the same in all splits; and the labels."""
     found = {split: _unique_labels(text) for split, text in texts.items()}
@@ -299,6 +313,7 @@ def _to_labels(
         raise ValueError(
             f"{next(iter(sources.values())).where}: no row has a label. Say with `labels` what the labels are."
         )
+    labels = settle_labels(labels, trained, sources)
     converted = {}
     for split, text in texts.items():
         feature = List(Value("float32")) if several else ClassLabel(names=labels)

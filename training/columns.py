@@ -6,7 +6,7 @@ import logging
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -22,6 +22,42 @@ logger = logging.getLogger(__name__)
 WantedColumns = dict[str, tuple[str | None, tuple[str, ...]]]
 
 _HIDDEN = -1  # what `datasets` allows in the place of a class that is not told
+
+
+class TrainedLabels(NamedTuple):
+    """
+    What a model learned to tell apart.
+
+    Attributes:
+        names (`list[str]`): its labels, or answers, in its order.
+        problem_type (`str`, *optional*): what kind of labels they are, see [`VTFusionConfig`].
+    """
+
+    names: list[str]
+    problem_type: str | None = None
+
+
+def settle_labels(labels: list[str], trained: TrainedLabels | None, sources: Mapping[str, Source]) -> list[str]:
+    """
+    The labels of a data set, or those of a trained model in its order where it knows them all: its head stays right.
+
+    Args:
+        labels (`list[str]`): those of the data.
+        trained ([`TrainedLabels`], *optional*): those of the model.
+        sources (`dict[str, Source]`): the splits. Where there is one to train on, the model may learn others.
+
+    Raises:
+        `ValueError`: The model does not know a label, and there is nothing to train it on.
+    """
+    unknown = [] if trained is None else [name for name in labels if name not in trained.names]
+    if trained is None or (unknown and "train" in sources):
+        return labels
+    if unknown:
+        raise ValueError(
+            f"{next(iter(sources.values())).where}: the model does not know the labels {', '.join(unknown)}. It was "
+            f"trained on {', '.join(trained.names)}."
+        )
+    return list(trained.names)
 
 
 def find_columns(source: Source, columns: WantedColumns) -> list[str]:

@@ -1,15 +1,18 @@
 """From command-line arguments to a model with its processor, for every task script."""
 
+import copy
 import os
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
+import torch
 from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer
 from transformers.utils import logging
 
 from ..modeling_vtfusion import VTFusionPreTrainedModel
 from ..processing_vtfusion import VTFusionProcessor
-from .arguments import DataArguments, ModelArguments
+from .arguments import ModelArguments
+from .columns import TrainedLabels
 from .lora import add_lora
 
 logger = logging.get_logger(__name__)
@@ -121,10 +124,34 @@ def _load_checkpoint(
     if args.window_stride is not None:
         processor.window_stride = args.window_stride
     settings = {**_fresh_loss_weights(model_class, args), **chosen, **labels}
+    trained = trained_labels(args.model_name_or_path, args.model_revision)
     model = model_class.from_pretrained(
         args.model_name_or_path, revision=args.model_revision, ignore_mismatched_sizes=True, **settings
     )
+    names = list(labels.get("id2label", {}).values())
+    if trained is not None and names and names != trained.names and checkpoint_head(args) in _WITH_CLASSES:
+        logger.warning(
+            "%s was trained on %s: its head begins anew for %s.",
+            args.model_name_or_path,
+            ", ".join(trained.names),
+            ", ".join(names),
+        )
+        _renew_weights_of_labels(model)
     return model, processor
+
+
+def _renew_weights_of_labels(model: VTFusionPreTrainedModel) -> None:
+    """New weights where each label has its own: what belonged to one label would mean another."""
+    std = model.config.get_text_config().initializer_range
+    with torch.device("meta"):
+        configs = [copy.deepcopy(model.config) for _ in range(2)]
+        for num_labels, config in enumerate(configs, start=2):
+            config.class_weights, config.num_labels = None, num_labels
+        few, more = (dict(type(model)(config).named_parameters()) for config in configs)
+    for name, parameter in model.named_parameters():
+        if few[name].shape != more[name].shape:
+            with torch.no_grad():
+                parameter.normal_(std=std) if parameter.dim() > 1 else parameter.zero_()
 
 
 def checkpoint_head(args: ModelArguments) -> str | None:
@@ -135,22 +162,18 @@ def checkpoint_head(args: ModelArguments) -> str | None:
     return (config.architectures or [None])[0]
 
 
-def trained_labels(
-    data_args: DataArguments, model_name_or_path: str | None, model_revision: str
-) -> tuple[list[str] | None, str | None]:
+def trained_labels(model_name_or_path: str | None, model_revision: str) -> TrainedLabels | None:
     """
-    The labels and the problem type of a trained model that is only tested, where they say what the labels of the data
-    are; else `None` and `None`.
+    What a checkpoint learned to tell apart; `None` where there is no checkpoint.
 
     Args:
-        data_args ([`DataArguments`]): where the data is.
         model_name_or_path (`str`, *optional*): the model.
         model_revision (`str`): its branch, tag or commit.
     """
-    if model_name_or_path is None or data_args.train_file is not None or data_args.dataset_name is not None:
-        return None, None
+    if model_name_or_path is None:
+        return None
     config = AutoConfig.from_pretrained(model_name_or_path, revision=model_revision)
-    return [config.id2label[index] for index in range(config.num_labels)], config.problem_type
+    return TrainedLabels([config.id2label[index] for index in range(config.num_labels)], config.problem_type)
 
 
 def _fresh_loss_weights(model_class: type[VTFusionPreTrainedModel], args: ModelArguments) -> dict[str, float]:

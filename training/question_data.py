@@ -8,6 +8,7 @@ import pyarrow.compute as pc
 from datasets import Dataset, DatasetDict, Features, List, Value
 
 from .columns import (
+    TrainedLabels,
     WantedColumns,
     find_columns,
     find_targets,
@@ -17,6 +18,7 @@ from .columns import (
     map_columns,
     parse_cell,
     read_string,
+    settle_labels,
 )
 from .messages import at, shorten
 from .sources import Origin, load_sources
@@ -183,6 +185,7 @@ def load_visual_question_answering_dataset(
     answer_column: str | None = None,
     image_column: str | None = None,
     answer_names: Sequence[str] | None = None,
+    trained: TrainedLabels | None = None,
     max_answers: int | None = None,
     **origin: Unpack[Origin],
 ) -> tuple[DatasetDict, list[str]]:
@@ -206,7 +209,10 @@ def load_visual_question_answering_dataset(
             In a CSV file a list or dict stands as JSON. Found by itself if it is called `answers` or `answer`. Splits
             other than `train` may do without, for instance those to predict.
         answer_names (`Sequence[str]`, *optional*):
-            The answers to choose from, for instance those of a trained model. By default those of the training split.
+            The answers to choose from. By default those of the training split.
+        trained ([`TrainedLabels`], *optional*):
+            What a model knows already. Its answers are those to choose from where they hold all of the training split,
+            or there is none.
         max_answers (`int`, *optional*):
             How many answers of the training split to choose from; all by default.
         image_column (`str`, *optional*):
@@ -235,13 +241,15 @@ def load_visual_question_answering_dataset(
     ('what color is the shape?', {'text': ['blue'], 'score': [1.0]})
     ```
     """
-    if answer_names is not None and max_answers is not None:
-        raise ValueError("`max_answers` cuts the answers of the training split: it does nothing to `answer_names`.")
     if answer_names is not None and len(set(answer_names)) < len(answer_names):
         raise ValueError("An answer stands twice in `answer_names`.")
     if max_answers is not None and max_answers < 1:
         raise ValueError(f"`max_answers` must be at least 1, got {max_answers}.")
     sources = load_sources(dataset_name, **origin)
+    if answer_names is None and trained is not None and "train" not in sources:
+        answer_names = trained.names
+    if answer_names is not None and max_answers is not None:
+        raise ValueError("`max_answers` cuts the answers of the training split: it does nothing to given ones.")
     if answer_names is None and "train" not in sources:
         raise ValueError(
             "There is no train split whose answers could be chosen from: give one, or a trained model, or say with "
@@ -276,7 +284,7 @@ def load_visual_question_answering_dataset(
     names = _frequent_answers(texts["train"], max_answers) if answer_names is None else list(answer_names)
     if not names:
         raise ValueError(f"{sources['train'].where}: no row has an answer.")
-    return join_columns(sources, texts, used, image_column), names
+    return join_columns(sources, texts, used, image_column), settle_labels(names, trained, sources)
 
 
 def _questions_with_scores(

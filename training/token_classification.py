@@ -28,17 +28,14 @@ def load_splits(
 
     Args:
         data_args ([`TokenDataArguments`]): where the data is.
-        model_name_or_path (`str`, *optional*): a trained model. Where there are only files to test on, its labels say
-            what their tags are.
+        model_name_or_path (`str`, *optional*): a trained model, whose labels stay where the data has no others.
         model_revision (`str`, *optional*, defaults to `"main"`): its branch, tag or commit.
 
     Returns:
         `DatasetDict`: see [`load_token_classification_dataset`].
     """
-    source = data_args.source()
-    if data_args.labels is None:
-        source["labels"], _ = trained_labels(data_args, model_name_or_path, model_revision)
-    return limit_rows(load_token_classification_dataset(**source), data_args)
+    trained = trained_labels(model_name_or_path, model_revision)
+    return limit_rows(load_token_classification_dataset(**data_args.source(), trained=trained), data_args)
 
 
 def encode_windows(

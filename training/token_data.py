@@ -11,7 +11,15 @@ import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset, DatasetDict, Features, IterableDataset, IterableDatasetDict, List, Value
 from datasets.exceptions import DatasetGenerationError
 
-from .columns import class_label_names, find_columns, join_columns, map_columns, parse_cell
+from .columns import (
+    TrainedLabels,
+    class_label_names,
+    find_columns,
+    join_columns,
+    map_columns,
+    parse_cell,
+    settle_labels,
+)
 from .messages import at, shorten
 from .sources import CACHE_VERSION, READERS, Origin, Source, StreamOrigin, check_encoding, load_sources
 from .streams import known_features, named_errors, open_streams, undecoded
@@ -33,6 +41,7 @@ def load_token_classification_dataset(
     tags_column: str | None = None,
     image_column: str | None = None,
     labels: Sequence[str] | None = None,
+    trained: TrainedLabels | None = None,
     tag_scheme: str | None = None,
     **origin: Unpack[Origin],
 ) -> DatasetDict:
@@ -61,7 +70,10 @@ def load_token_classification_dataset(
             may be relative or absolute; URLs are refused.
         labels (`Sequence[str]`, *optional*):
             What the integers in the tags column mean, where the file does not say. For tags that are strings: the
-            labels and their order, for instance those of a trained model.
+            labels and their order.
+        trained ([`TrainedLabels`], *optional*):
+            What a model knows already. Its labels stay, in its order, where the data has no others; without a training
+            split they are also the default of `labels`.
         tag_scheme (`str`, *optional*):
             `"IOB1"`, `"IOB2"`, `"BIOES"` or `"BILOU"`. Detected by default.
         origin (*optional*):
@@ -71,8 +83,8 @@ def load_token_classification_dataset(
     Returns:
         `DatasetDict`: Each split has `tokens` (`List(Value("string"))`), `ner_tags` (`List(ClassLabel)`, IOB2, with the
         same labels in the same order in all splits), `images` (`List(Image(decode=False))`, `None` for a row without;
-        only if any split has images), and the other columns as they were. `O` and the labels of a `ClassLabel` or of
-        `labels` keep their order; else the entity types are sorted. A stray `I-` (see
+        only if any split has images), and the other columns as they were. `O` and the labels of a `ClassLabel`, of
+        `labels` or of `trained` keep their order; else the entity types are sorted. A stray `I-` (see
         [`~training.tags.find_stray_inside_tags`]) and labels that do not occur in the training split are reported by a
         warning and kept.
 
@@ -95,6 +107,8 @@ def load_token_classification_dataset(
     sources = load_sources(dataset_name, load_text_file=_load_conll, text_endings=_CONLL_ENDINGS, **origin)
     texts: dict[str, Dataset] = {}
     used: dict[str, set[str]] = {}
+    if labels is None and trained is not None and "train" not in sources:
+        labels = trained.names
     declared: list[str] = [] if labels is None else list(labels)
     for split, source in sources.items():
         tokens, tags = find_columns(
@@ -106,7 +120,7 @@ def load_token_classification_dataset(
             declared += [name for name in class_names if name not in declared]
         texts[split] = _read_texts(source, tokens, tags, class_names or labels)
         used[split] = {tokens, tags}
-    texts = _to_class_labels(texts, sources, declared, fixed=labels is not None, scheme=tag_scheme)
+    texts = _to_class_labels(texts, sources, declared, labels is not None, trained, tag_scheme)
     return join_columns(sources, texts, used, image_column)
 
 
@@ -401,7 +415,12 @@ def _unique_tags(text: Dataset) -> list:
 
 
 def _to_class_labels(
-    texts: dict[str, Dataset], sources: dict[str, Source], declared: list[str], fixed: bool, scheme: str | None
+    texts: dict[str, Dataset],
+    sources: dict[str, Source],
+    declared: list[str],
+    fixed: bool,
+    trained: TrainedLabels | None,
+    scheme: str | None,
 ) -> dict[str, Dataset]:
     """Tags as strings of any scheme → `ClassLabel` of IOB2, the same in all splits."""
     try:
@@ -410,7 +429,7 @@ def _to_class_labels(
         splits = ", then ".join(sources[split].where for split in texts)
         raise ValueError(f"{splits}, rows counted through: {error}") from None
     used_types = {split_tag(tag)[1] for text in texts.values() for tag in _unique_tags(text)} - {""}
-    labels = _label_list(declared, used_types, fixed)
+    labels = settle_labels(_label_list(declared, used_types, fixed), trained, sources)
 
     converted = {}
     for split, text in texts.items():

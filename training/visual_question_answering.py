@@ -27,14 +27,15 @@ def load_questions(
 
     Args:
         data_args ([`AnswerDataArguments`]): where the data is.
-        model_name_or_path (`str`, *optional*): a trained model. Where there are only files to test on, its answers are
-            those to choose from.
+        model_name_or_path (`str`, *optional*): a trained model, whose answers stay those to choose from where the training
+            split has no others.
         model_revision (`str`, *optional*, defaults to `"main"`): its branch, tag or commit.
     """
-    known, problem_type = trained_labels(data_args, model_name_or_path, model_revision)
+    trained = trained_labels(model_name_or_path, model_revision)
     dataset, names = load_visual_question_answering_dataset(
-        **data_args.source(), answer_names=known, max_answers=data_args.max_answers
+        **data_args.source(), trained=trained, max_answers=data_args.max_answers
     )
+    problem_type = trained.problem_type if trained is not None and "train" not in dataset else None
     if problem_type is None:
         answers = next(iter(dataset.values()))["answers"]
         problem_type = SINGLE if all(answer["score"] == [1.0] for answer in answers) else MULTI
