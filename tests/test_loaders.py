@@ -493,6 +493,15 @@ def test_answers_to_choose_from(load):
     dataset, _ = load(load_visual_question_answering_dataset, train, test_file=vqa(None, None))
     assert dataset["test"]["answers"][:] == [{"text": [], "score": []}] * 2
 
+    trained = TrainedLabels(["d", "z", "c", "b", "a"])
+    for kwargs in ({"train": train}, {"train": train, "max_answers": 2}, {"test_file": test}):
+        assert load(load_visual_question_answering_dataset, trained=trained, **kwargs)[1] == trained.names
+    fewer = TrainedLabels(["b", "c"])
+    assert load(load_visual_question_answering_dataset, train, trained=fewer)[1] == ["b", "c", "a", "d"]
+    assert load(load_visual_question_answering_dataset, test_file=test, trained=fewer)[1] == ["b", "c"]
+    with pytest.raises(ValueError, match="`max_answers` cuts"):
+        load(load_visual_question_answering_dataset, test_file=test, trained=fewer, max_answers=1)
+
     with pytest.raises(ValueError, match="say with `answer_names` what they are"):
         load(load_visual_question_answering_dataset, test_file=test)
     with pytest.raises(ValueError, match="`max_answers` cuts"):
