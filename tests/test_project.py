@@ -103,6 +103,21 @@ def test_no_file_of_tests_takes_from_another():
             assert not [name for name in taken if name.startswith("test_")], path.name
 
 
+@pytest.mark.parametrize("folder", ["benchmarks", "docs", "scripts", "tests/campaigns"])
+def test_what_is_imported_when_a_program_runs_is_there(folder):
+    """Also inside its functions, which no other test may call."""
+    for path in (ROOT / folder).glob("*.py"):
+        for node in ast.walk(parse(path)):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "vtfusion":
+                module = importlib.import_module(node.module)
+                for name in (alias.name for alias in node.names):
+                    there = hasattr(module, name) or importlib.util.find_spec(f"{node.module}.{name}")
+                    assert there, f"{path.name}, line {node.lineno}: {node.module} has no {name}"
+            elif isinstance(node, ast.Import):
+                for name in (alias.name for alias in node.names if alias.name.startswith("vtfusion.")):
+                    assert importlib.util.find_spec(name), f"{path.name}, line {node.lineno}: there is no {name}"
+
+
 @pytest.fixture(scope="module")
 def fuzz():
     spec = importlib.util.spec_from_file_location("fuzz", ROOT / "tests" / "campaigns" / "fuzz.py")

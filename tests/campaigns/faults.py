@@ -338,7 +338,7 @@ def main(args: FaultArguments) -> int:
     import vtfusion.scripts.pair_images
     import vtfusion.scripts.run_ner
     import vtfusion.scripts.run_ner_no_trainer  # noqa: F401
-    from vtfusion.training import data, fine_tuning, images, loading, token_classification, versions  # noqa: F401
+    from vtfusion.training import fine_tuning, images, loading, token_classification, token_data, versions  # noqa: F401
 
     torch.set_num_threads(1)
     campaign = Campaign(args)
