@@ -29,6 +29,7 @@ from transformers import (
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import ModelOutput
 
+from heads import HEADS
 from tiny import HIDDEN, IMAGE, TEXT, VISION, VOCAB, gradients, randomize_fusion, run, tiny_config, tiny_inputs
 from vtfusion import VTFusionConfig, VTFusionForTokenClassification, VTFusionModel, modeling_vtfusion, visual_vtfusion
 from vtfusion.visual_vtfusion import (
@@ -1129,12 +1130,14 @@ def test_the_encoder_of_an_encoder_decoder_is_taken(tmp_path):
     torch.testing.assert_close(run(model, **inputs).text_hidden_state, expected)
 
 
-@pytest.mark.parametrize("head", [VTFusionModel, VTFusionForTokenClassification])
+@pytest.mark.parametrize("head", [VTFusionModel, *(head.model for head in HEADS.values())])
 def test_models_in_memory_keep_their_weights(head):
     torch.manual_seed(1)
     text, vision = build_encoder(TEXT["bert"]()), build_encoder(VISION["resnet"]())
     before = [copy.deepcopy(part.state_dict()) for part in (text, vision)]
-    model = head.from_vision_text_pretrained(vision, text, fusion_hidden_size=16, num_fusion_heads=2)
+    model = head.from_vision_text_pretrained(
+        vision, text, fusion_hidden_size=16, num_fusion_heads=2, contrastive_loss_weight=1.0
+    )
     base = model.base_model
     assert base.text_model is text and base.vision_model is vision
     assert model.config.text_config is text.config and model.config.vision_config is vision.config

@@ -200,6 +200,13 @@ def test_features_are_unit_vectors_of_each_side_alone(vision):
             ).pooler_output
         torch.testing.assert_close(alone[0], texts[row], rtol=1e-5, atol=1e-6)
     scale = model.vtfusion.contrastive_log_scale.exp()
+    model.set_attn_implementation("eager")  # which gives its attentions
+    text, words = model.vtfusion.text_model, model.get_text_features(**text_of(inputs), output_attentions=True)
+    expected = text(**text_of(inputs), output_attentions=True)
+    torch.testing.assert_close(words.last_hidden_state, expected.last_hidden_state)
+    assert len(words.attentions) == len(expected.attentions) > 0
+    for found, attention in zip(words.attentions, expected.attentions, strict=True):
+        torch.testing.assert_close(found, attention)
     torch.testing.assert_close(outputs.logits_per_text, texts @ images.T * scale)
     assert torch.equal(outputs.logits_per_image, outputs.logits_per_text.T)
 
