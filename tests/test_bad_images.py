@@ -425,6 +425,7 @@ ARRAYS = {
     "dates": (np.zeros((4, 4), "M8[s]"), "0…255"),
     "nothing": (np.zeros((4, 4), "V3"), "0…255"),
     "negative numbers": (np.full((4, 4), -1), "0…255"),
+    "floats beyond 255": (np.full((4, 4, 3), 255.5), r"0…1 or 0…255, these lie in 255.5…255.5"),
     "negative floats": (np.full((4, 4, 3), -0.5), r"0…1 or 0…255, these lie in -0.5…-0.5; pass `do_rescale=False`"),
     "minus infinity": (np.full((4, 4, 3), -np.inf), "NaN or infinite"),
     "one NaN among good pixels": (np.where(np.arange(48).reshape(4, 4, 3) == 7, np.nan, 0.5), "NaN or infinite"),

@@ -514,9 +514,11 @@ def test_decoding_orientation_modes_and_depths():
     palette.putpalette([0, 0, 0, 10, 20, 30])
     assert decode_image(png(palette))[0, 0].tolist() == [10, 20, 30]
     assert decode_image(png(palette, transparency=1))[0, 0].tolist() == [255, 255, 255]
-    grey = np.array([[0, 257, 32896, 65535]], np.uint16)
+    premultiplied = Image.new("RGBA", (2, 2), (255, 0, 0, 51)).convert("RGBa")
+    assert decode_image(premultiplied)[0, 0].tolist() == [255, 204, 204]
+    grey = np.array([[0, 257, 1000, 32896, 40000, 65535]], np.uint16)
     for source in (Image.fromarray(grey), png(Image.fromarray(grey)), Image.fromarray(grey.astype(np.int32)), grey):
-        assert decode_image(source)[0, :, 0].tolist() == [0, 1, 128, 255]
+        assert decode_image(source)[0, :, 0].tolist() == [0, 1, 4, 128, 156, 255]
     assert decode_image(Image.new("1", (2, 2), 1))[0, 0].tolist() == [255, 255, 255]
     assert decode_image(Image.fromarray(np.full((2, 2), 0.2, np.float32)))[0, 0].tolist() == [51, 51, 51]
     frames = [color((255, 0, 0)), color((0, 255, 0))]
