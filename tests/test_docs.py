@@ -105,6 +105,7 @@ WRITES = {
     "task_data": "easy-vqa/valid.jsonl flickr/valid.jsonl receipt-questions/valid.jsonl receipt-questions-long/test.jsonl",
     "small_parts": "text/model.safetensors encoder/tokenizer.json vision/model.safetensors",
     "export": "model.onnx config.json processor_config.json",
+    "mvsa_folds": "fold-0/train.jsonl fold-4/test.jsonl",
     "space": "app.py requirements.txt README.md model/model.safetensors",
     "benchmark": "outputs/benchmarks/*.json outputs/benchmarks/performance.md outputs/benchmarks/figures/*.png",
     "quickstart": f"results.json heatmaps/*.png {' '.join(f'model/{name}' for name in _MODEL.split())}",

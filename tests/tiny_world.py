@@ -70,6 +70,10 @@ def sentiment(row: int) -> dict[str, Any]:
     return {"text": f"what a night {row} !!", "label": ("positive", "negative")[row % 2], "image": picture(row)}
 
 
+def tweet(row: int) -> dict[str, Any]:
+    return {**sentiment(row), "image": f"images/{row}.png"}
+
+
 def receipt(row: int) -> dict[str, Any]:
     return {"tokens": ["TOTAL", f"{row}.50"], "ner_tags": ["O", "B-TOTAL"], "image": f"images/{row}.png"}
 
@@ -136,6 +140,7 @@ FILES: dict[str, Files] = {
         # as many as `benchmarks/task_data.py` sets aside, and some more
         "data/easy-vqa/{}.jsonl": (answer, 408),
         "data/flickr8k-1000/metadata.jsonl": (captioned, 158),
+        "data/mvsa-single/train.jsonl": (tweet, 60),
         "data/sroie-receipts/{}.jsonl": (receipt, 458),
     },
 }
