@@ -20,9 +20,9 @@ published proportion:
 Features are those of a ResNet-50 (49 of a picture, 2,048 wide) or of MobileNetV2 (49, 1,280 wide). *Cached* means that they
 are there already, as VTFusion's feature cache has them; *frozen* that the CNN runs in each step without gradient; *trained*
 that its weights are trained too, as those of the peers are; *channels last* that they were put in the order in which a CPU
-convolves fastest before (`vision_model.to(memory_format=torch.channels_last)`). VTFusion with MobileNetV2 has about as many parameters as ViLT,
-with ResNet-50 as many as the models with two towers. A model learns to tag each word (cross-entropy of a linear layer on the
-states of its words), but the dual encoder, which learns its contrastive loss.
+convolves fastest before (`vision_model.to(memory_format=torch.channels_last)`). VTFusion with MobileNetV2 has about as many
+parameters as ViLT, with ResNet-50 as many as the models with two towers. A model learns to tag each word (cross-entropy of a
+linear layer on the states of its words), but the dual encoder, which learns its contrastive loss.
 
 The contenders take turns in each round. A training step is forward, backward, clipping and AdamW. Memory is the peak of a
 process that does nothing else, less what the libraries need, after inference and after two training steps.

@@ -87,7 +87,9 @@ def ablate(
     from vtfusion.training.ablation import ablate_images
     from vtfusion.training.classification import class_scores, load_labelled_texts, read_class_counts
 
-    dataset, problem_type, label_names = load_labelled_texts(data_args)
+    dataset, problem_type, label_names = load_labelled_texts(
+        data_args, model_args.model_name_or_path, model_args.model_revision
+    )
     metric = "r2" if problem_type == "regression" else training_args.metric_for_best_model
     report = ablate_images(
         run,

@@ -82,7 +82,7 @@ def ablate(
     from vtfusion.training.ablation import ablate_images
     from vtfusion.training.visual_question_answering import accuracy_scores, load_questions, read_accuracy_counts
 
-    dataset, _, _ = load_questions(data_args)
+    dataset, _, _ = load_questions(data_args, model_args.model_name_or_path, model_args.model_revision)
     report = ablate_images(
         run, dataset, read_accuracy_counts, accuracy_scores, "accuracy", model_args, data_args, training_args, seeds
     )

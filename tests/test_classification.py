@@ -8,11 +8,12 @@ import PIL.Image
 import pytest
 import torch
 from sklearn.metrics import f1_score
-from transformers import HfArgumentParser
+from transformers import BertConfig, HfArgumentParser, TrainingArguments
 
 from running import COLOURS, run_script
-from vtfusion import VTFusionForSequenceClassification, VTFusionProcessor
-from vtfusion.training.arguments import ClassificationDataArguments
+from vtfusion import VTFusionConfig, VTFusionForSequenceClassification, VTFusionProcessor
+from vtfusion.scripts import run_classification
+from vtfusion.training.arguments import ClassificationDataArguments, ModelArguments
 from vtfusion.training.classification import (
     TextEvaluator,
     class_scores,
@@ -24,6 +25,7 @@ from vtfusion.training.classification import (
     regression_scores,
 )
 from vtfusion.training.classification_data import MULTI, REGRESSION, SINGLE
+from writing import write_jsonl
 
 
 def test_windows_of_a_text_are_averaged():
@@ -32,6 +34,25 @@ def test_windows_of_a_text_are_averaged():
         [0.0, 1.0],
         [pytest.approx(2.5 / 3), pytest.approx(0.5 / 3)],
     ]
+
+
+def test_an_ablation_counts_the_labels_of_the_model_that_it_goes_on_from(tmp_path, monkeypatch):
+    """Which may predict one that the data has not."""
+    names = ["neutral", "positive", "negative"]
+    VTFusionConfig(BertConfig(), visual_hidden_size=8, id2label=dict(enumerate(names))).save_pretrained(tmp_path)
+    file = write_jsonl(
+        tmp_path / "train.jsonl", [{"text": "a", "label": "negative"}, {"text": "b", "label": "positive"}]
+    )
+    taken = {}
+
+    def ablate_images(run, dataset, read_counts, scores, *_):
+        taken.update(counts=read_counts.keywords["label_names"], scores=scores.keywords["label_names"])
+
+    monkeypatch.setattr("vtfusion.training.ablation.ablate_images", ablate_images)
+    monkeypatch.setattr("vtfusion.app.ablation_plot.save_ablation", lambda report, folder: None)
+    data_args = ClassificationDataArguments(train_file=str(file))
+    run_classification.ablate(ModelArguments(model_name_or_path=str(tmp_path)), data_args, TrainingArguments(), [0])
+    assert taken == {"counts": names, "scores": names}
 
 
 def test_calibration_error_by_hand():

@@ -85,8 +85,8 @@ def load_classification_dataset(
         `List(Value("float32"))` with a 0 or 1 for each; for regression `Value("float32")`; `None` in a split that has
         no labels), `images` (`List(Image(decode=False))`, `None` for a row without; only if any split has images) and
         the other columns as they were. The labels of a `ClassLabel`, of `labels` and of `trained` keep their order;
-        others are sorted, by value if they are all integers. A label that does not occur in the training split is reported by a
-        warning.
+        others are sorted, by value if they are all integers. A label that does not occur in the training split is
+        reported by a warning.
 
     Raises:
         `ValueError`: A column or a row is not as described; file, row and field are named.

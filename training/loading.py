@@ -129,11 +129,13 @@ def _load_checkpoint(
         args.model_name_or_path, revision=args.model_revision, ignore_mismatched_sizes=True, **settings
     )
     names = list(labels.get("id2label", {}).values())
-    if trained is not None and names and names != trained.names and checkpoint_head(args) in _WITH_CLASSES:
+    known = [] if trained is None else trained.names
+    # of more or fewer labels `from_pretrained` has drawn new weights already
+    if len(names) == len(known) and names != known and checkpoint_head(args) in _WITH_CLASSES:
         logger.warning(
             "%s was trained on %s: its head begins anew for %s.",
             args.model_name_or_path,
-            ", ".join(trained.names),
+            ", ".join(known),
             ", ".join(names),
         )
         _renew_weights_of_labels(model)
@@ -141,17 +143,20 @@ def _load_checkpoint(
 
 
 def _renew_weights_of_labels(model: VTFusionPreTrainedModel) -> None:
-    """New weights where each label has its own: what belonged to one label would mean another."""
-    std = model.config.get_text_config().initializer_range
+    """New weights where each label has its own, drawn as in a new model: what belonged to one would mean another."""
     with torch.device("meta"):
         configs = [copy.deepcopy(model.config) for _ in range(2)]
         for num_labels, config in enumerate(configs, start=2):
             config.class_weights, config.num_labels = None, num_labels
-        few, more = (dict(type(model)(config).named_parameters()) for config in configs)
-    for name, parameter in model.named_parameters():
-        if few[name].shape != more[name].shape:
-            with torch.no_grad():
-                parameter.normal_(std=std) if parameter.dim() > 1 else parameter.zero_()
+        few, more = (type(model)(config) for config in configs)
+    for path, module in model.named_modules():
+        names = [name for name, _ in module.named_parameters(recurse=False)]
+        shapes = [{name: part.get_submodule(path).get_parameter(name).shape for name in names} for part in (few, more)]
+        if shapes[0] != shapes[1]:
+            for name in names:
+                # weights that were loaded are marked, and not drawn again
+                setattr(module, name, torch.nn.Parameter(torch.empty_like(module.get_parameter(name))))
+            model._init_weights(module)
 
 
 def checkpoint_head(args: ModelArguments) -> str | None:
