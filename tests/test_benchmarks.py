@@ -123,6 +123,34 @@ def test_flags_override_the_quick_defaults(measuring, monkeypatch):
     assert measuring.parse(price.PriceArguments, price.QUICK).sizes == ["BERT-base", "MiniLM"]
 
 
+def test_a_tweet_without_links_and_names():
+    clean = importlib.import_module("mvsa_folds").clean_text
+    assert (
+        clean("RT @a_b1: Look,  @c! me@d.org http://t.co/x1 https://t.co #fun http:/…") == "Look, @user! me@d.org #fun"
+    )
+    assert clean("RT no name") == "no name" and clean("ART @x") == "ART @user"
+    assert clean(" RT @a: http://t.co/x") == ""
+
+
+def test_rows_that_share_text_or_picture_are_one_group_and_their_labels_are_compared(tmp_path):
+    folds = importlib.import_module("mvsa_folds")
+    for name, content in (("a", "1"), ("b", "1"), ("c", "2"), ("d", "3")):
+        (tmp_path / name).write_text(content, encoding="utf-8")
+    rows = [
+        {"text": text, "image": image}
+        for text, image in (("One  day", "a"), ("two", "b"), ("TWO", "c"), ("three", "d"), ("one day", "a"))
+    ]
+    keys = folds.read_keys(rows, tmp_path)
+    groups = folds.group_rows(keys)
+    assert [group == groups[0] for group in groups] == [True, True, True, False, True]
+    # texts: "one day" agrees, "two" does not; picture 1 has three rows: one pair of three agrees
+    labels = ["good", "bad", "good", "good", "good"]
+    assert folds.label_agreement([text for text, _ in keys], labels) == (2, 0.5)
+    count, share = folds.label_agreement([picture for _, picture in keys], labels)
+    assert count == 1 and share == pytest.approx(1 / 3)
+    assert folds.label_agreement(keys, labels) == (1, 1.0)
+
+
 # The programs ---------------------------------------------------------------------------------------------------------
 
 
