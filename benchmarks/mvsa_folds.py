@@ -7,8 +7,8 @@ python benchmarks/mvsa_folds.py --data_dir mvsa-single --output_dir outputs/mvsa
 Writes `fold-K/{train,valid,test}.jsonl` for K = 0 … 4, with picture paths that start from `data_dir` (train with
 `--image_folder mvsa-single`): the test parts are a partition of the labelled tweets, stratified by label (scikit-learn's
 `StratifiedGroupKFold`); one tenth of the rest chooses the epoch and the settings. `--clean_texts` writes the texts
-without links, without the "RT @name:" that they begin with, and with "@user" for every other name. It prints how often
-the labels of a repeated tweet agree, which bounds what any model can reach.
+without links, without the "RT @name:" that they begin with, and with "@user" for every other name. Printed is also how
+often the labels of a repeated tweet agree, which bounds what any model can reach.
 """
 
 import hashlib
