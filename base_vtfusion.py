@@ -227,6 +227,16 @@ class VTFusionVisionModel(VTFusionPreTrainedModel):
             `tuple` of features `(B, M, n, visual_hidden_size)` and boxes `(B, M, n, 4)`; two `None` where there is no
             image at all.
         """
+        return self._encode_present(pixel_values, image_mask, pixel_mask, {})[:2]
+
+    def _encode_present(
+        self,
+        pixel_values: torch.Tensor,
+        image_mask: torch.Tensor | None,
+        pixel_mask: torch.Tensor | None,
+        options: dict[str, Any],
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None, dict[str, Any]]:
+        """Features and boxes of the images that are there, and the states that `options` ask the encoder for."""
         if self.vision_model is None:
             raise ValueError("This model has no vision encoder: give `visual_embeds` instead of `pixel_values`.")
         batch_size, num_images = pixel_values.shape[:2]
@@ -236,38 +246,42 @@ class VTFusionVisionModel(VTFusionPreTrainedModel):
         if image_mask is not None and not torch.compiler.is_compiling():
             present = image_mask.flatten().nonzero().squeeze(-1)
             if present.numel() == 0:
-                return None, None
+                return None, None, {}
             if present.numel() == pixels.shape[0]:
                 present = None
             else:
                 pixels = pixels[present]
                 pixel_mask = None if pixel_mask is None else pixel_mask[present]
 
-        features, boxes = self._encode_images(pixels, pixel_mask)
+        features, boxes, states = self._encode_images(pixels, pixel_mask, options)
         if present is not None:
             total = batch_size * num_images
             features = features.new_zeros(total, *features.shape[1:]).index_copy(0, present, features)
             boxes = boxes.new_zeros(total, *boxes.shape[1:]).index_copy(0, present, boxes)
-        return features.unflatten(0, (batch_size, num_images)), boxes.unflatten(0, (batch_size, num_images))
+        shape = (batch_size, num_images)
+        return features.unflatten(0, shape), boxes.unflatten(0, shape), states
 
     def _encode_images(
-        self, pixels: torch.Tensor, pixel_mask: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+        self, pixels: torch.Tensor, pixel_mask: torch.Tensor | None, options: dict[str, Any]
+    ) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
         pixels = pixels.to(self.vision_model.dtype)
         if pixels.device.type == "cpu" and not self.vision_model.training and not torch.compiler.is_compiling():
             # The order in which a CPU convolves fastest: a MobileNetV2 takes half the time. An encoder that is trained
             # keeps its own, since batch norm sums less exactly in this one; `to(memory_format=…)` changes it.
             pixels = pixels.contiguous(memory_format=torch.channels_last)
-        inputs = {"pixel_values": pixels}
+        inputs = {"pixel_values": pixels, **options}
         if pixel_mask is not None and accepts(self.vision_model, "pixel_mask"):
             inputs["pixel_mask"] = pixel_mask
-        return read_features(
-            self.vision_model(**inputs),
+        outputs = self.vision_model(**inputs)
+        features, boxes = read_features(
+            outputs,
             (pixels.shape[-2], pixels.shape[-1]),
             self.vision_model.config,
             self.config.visual_hidden_size,
             self.config.vision_num_prefix_tokens,
         )
+        states = [name.removeprefix("output_") for name in options]
+        return features, boxes, {name: getattr(outputs, name, None) for name in states}
 
     def visual_inputs(
         self,
@@ -279,7 +293,8 @@ class VTFusionVisionModel(VTFusionPreTrainedModel):
         visual_embeds: torch.FloatTensor | None = None,
         visual_boxes: torch.FloatTensor | None = None,
         visual_mask: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None] | None:
+        options: dict[str, Any] | None = None,
+    ) -> tuple[tuple[torch.Tensor, torch.Tensor, torch.Tensor | None] | None, dict[str, Any]]:
         """
         Images as features with a place each, whether they came as pixels or as features.
 
@@ -287,14 +302,19 @@ class VTFusionVisionModel(VTFusionPreTrainedModel):
             batch_size (`int`): B, the number of texts.
             pixel_values, image_mask, pixel_mask, visual_embeds, visual_boxes, visual_mask:
                 As in the forward pass, which describes them; their shapes are checked here.
+            options (`dict[str, Any]`, *optional*):
+                `output_hidden_states` and `output_attentions` for the vision encoder.
 
         Returns:
-            `tuple` of features `(B, M, n, visual_hidden_size)`, boxes `(B, M, n, 4)` and which of the positions are
-            there `(B, M * n)`, `None` where all are; or `None` where there is no image at all.
+            `tuple` of, first, features `(B, M, n, visual_hidden_size)`, boxes `(B, M, n, 4)` and which of the positions
+            are there `(B, M * n)`, `None` where all are, or of `None` where there is no image at all; and of the
+            `hidden_states` and `attentions` that `options` ask for, of the images that are there, where the encoder ran
+            and gives them.
 
         Raises:
             ValueError: naming the argument, if one has another shape, or images came in both forms.
         """
+        states: dict[str, Any] = {}
         if pixel_values is not None and visual_embeds is not None:
             raise ValueError("Give `pixel_values` or `visual_embeds`, not both.")
         if pixel_values is not None:
@@ -307,7 +327,9 @@ class VTFusionVisionModel(VTFusionPreTrainedModel):
                     f"height, width), got {tuple(pixel_values.shape)}."
                 )
             image_mask = _checked_image_mask(image_mask, "pixel_values", pixel_values, batch_size)
-            visual_embeds, visual_boxes = self.get_visual_features(pixel_values, image_mask, pixel_mask)
+            visual_embeds, visual_boxes, states = self._encode_present(
+                pixel_values, image_mask, pixel_mask, options or {}
+            )
         elif visual_embeds is not None:
             if visual_embeds.dim() == 3:
                 visual_embeds, visual_boxes, visual_mask = (
@@ -315,8 +337,8 @@ class VTFusionVisionModel(VTFusionPreTrainedModel):
                 )
             image_mask = _checked_image_mask(image_mask, "visual_embeds", visual_embeds, batch_size)
         if visual_embeds is None:
-            return None
-        return self._checked_features(visual_embeds, visual_boxes, visual_mask, image_mask)
+            return None, states
+        return self._checked_features(visual_embeds, visual_boxes, visual_mask, image_mask), states
 
     def _checked_features(
         self,
@@ -369,26 +391,33 @@ class VTFusionVisionModel(VTFusionPreTrainedModel):
 
     def encode_images(
         self, **inputs: Unpack[VTFusionInputs]
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, dict[str, Any]]:
         """
-        Images alone: the features `(B, N, visual_hidden_size)`, X_v `(B, N, D)`, and which of their positions are there
-        `(B, N)`, `None` where all are.
+        Images alone: the features `(B, N, visual_hidden_size)`, X_v `(B, N, D)`, which of their positions are there
+        `(B, N)`, `None` where all are, and the vision encoder's `hidden_states` and `attentions` where asked for.
 
         Args:
             inputs: `pixel_values`, `image_mask`, `pixel_mask`, `visual_embeds`, `visual_boxes` and `visual_mask`, as in
-                the forward pass.
+                the forward pass; `output_hidden_states` and `output_attentions`, the config's by default.
         """
         given = inputs.get("pixel_values") if inputs.get("visual_embeds") is None else inputs["visual_embeds"]
         if given is None:
             raise ValueError("Give `pixel_values` or `visual_embeds`.")
-        visual = self.visual_inputs(given.shape[0], **{name: inputs.get(name) for name in IMAGE_INPUTS})
+        options = {name: inputs.get(name) for name in ("output_hidden_states", "output_attentions")}
+        wanted = {name: getattr(self.config, name) if value is None else value for name, value in options.items()}
+        # Only what is asked for is passed on: not every encoder takes both, and a `None` would switch off its default.
+        visual, states = self.visual_inputs(
+            given.shape[0],
+            **{name: inputs.get(name) for name in IMAGE_INPUTS},
+            options={name: value for name, value in wanted.items() if value},
+        )
         if visual is None:
             # not one image: a single position, which is not there
             shape = (given.shape[0], 1, 1)
             features = self.visual_norm.weight.new_zeros(*shape, self.config.visual_hidden_size)
             visual = features, features.new_zeros(*shape, 4), features.new_zeros(shape[:2], dtype=torch.bool)
         features, boxes, mask = visual
-        return features.flatten(1, 2), self.project_images(features, boxes, mask)[0], mask
+        return features.flatten(1, 2), self.project_images(features, boxes, mask)[0], mask, states
 
 
 class VTFusionHead(VTFusionPreTrainedModel):

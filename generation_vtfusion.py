@@ -333,7 +333,7 @@ class VTFusionForConditionalGeneration(VTFusionVisionModel, GenerationMixin):
         if given is None:
             raise ValueError("Give `pixel_values` or `visual_embeds`.")
         num_images = given.shape[1] if given.dim() == (5 if images.get("visual_embeds") is None else 4) else 1
-        _, image, mask = self.encode_images(**images)
+        _, image, mask, _ = self.encode_images(**images)
         if self.resampler is not None:
             each = image.unflatten(1, (num_images, -1)).flatten(0, 1)
             mask_of_each = None if mask is None else mask.unflatten(1, (num_images, -1)).flatten(0, 1)

@@ -199,7 +199,7 @@ class VTFusionModel(VTFusionVisionModel):
         text_mask = None if attention_mask is None else attention_mask.bool()
         if self.contrastive_log_scale is not None:
             result["text_embeds"] = self.pool_text(text, text_mask)
-        visual = self.visual_inputs(
+        visual, _ = self.visual_inputs(
             text.shape[0],
             pixel_values=pixel_values,
             image_mask=image_mask,
@@ -944,13 +944,14 @@ class _VTFusionWithMatching(VTFusionHead):
     def get_image_features(self, **inputs: Unpack[VTFusionInputs]) -> BaseModelOutputWithPooling:
         """
         Vectors of images: `pooler_output` `(B, D)`, of length 1, or zero where there is no image; `last_hidden_state`
-        is the vision encoder's features.
+        is the vision encoder's features, `hidden_states` and `attentions` its own, of the images that are there.
 
         Args:
-            inputs: `pixel_values` or `visual_embeds`, with their masks and boxes, as for [`VTFusionModel.forward`].
+            inputs: `pixel_values` or `visual_embeds`, with their masks and boxes, as for [`VTFusionModel.forward`];
+                `output_hidden_states` and `output_attentions`, which vision encoders without attention do not give.
         """
-        features, image, mask = self.vtfusion.encode_images(**inputs)
-        return BaseModelOutputWithPooling(last_hidden_state=features, pooler_output=pool(image, mask))
+        features, image, mask, states = self.vtfusion.encode_images(**inputs)
+        return BaseModelOutputWithPooling(last_hidden_state=features, pooler_output=pool(image, mask), **states)
 
     def match(self, outputs: VTFusionModelOutput, attention_mask: torch.Tensor | None) -> torch.Tensor:
         """Logits `(B,)` of a text and its image belonging together."""

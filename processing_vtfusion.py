@@ -64,7 +64,7 @@ class VTFusionProcessorKwargs(ProcessingKwargs, total=False):  # type: ignore[ca
 # ----------------------------------------------------- processor ----------------------------------------------------
 
 
-class VTFusionProcessor(VTFusionPostProcessingMixin, ProcessorMixin):
+class VTFusionProcessor(ProcessorMixin, VTFusionPostProcessingMixin):
     r"""
     Joins an image processor and a tokenizer, keeps track of words, and turns model outputs back into answers about
     words.

@@ -254,6 +254,34 @@ def test_image_features_bring_those_of_the_encoder(vision):
     assert nothing.shape[0] == 3 and nothing.shape[2] == features.shape[2]
 
 
+@pytest.mark.parametrize("vision", ["vit", "resnet", "precomputed"])
+def test_image_features_bring_the_states_of_the_vision_encoder(vision):
+    model, inputs = make_head("retrieval", vision=vision), images_of(tiny_inputs(vision, batch_size=3))
+    model.set_attn_implementation("eager")  # which gives its attentions
+    inputs["image_mask"], options = torch.tensor([[1], [0], [1]]), {"output_hidden_states": True}
+    if vision != "resnet":
+        options["output_attentions"] = True
+    with torch.no_grad():
+        plain, found = model.get_image_features(**inputs), model.get_image_features(**inputs, **options)
+        for name in options:
+            setattr(model.config, name, True)
+        by_config = model.get_image_features(**inputs)
+        refused = model.get_image_features(**inputs, **dict.fromkeys(options, False))
+        nothing = model.get_image_features(**inputs | {"image_mask": torch.zeros(3, 1)})
+        encoder = model.vtfusion.vision_model
+        expected = None if encoder is None else encoder(inputs["pixel_values"].flatten(0, -4)[[0, 2]], **options)
+    assert plain.hidden_states is plain.attentions is None and refused.hidden_states is refused.attentions is None
+    assert nothing.hidden_states is nothing.attentions is None
+    torch.testing.assert_close(found.pooler_output, plain.pooler_output)
+    for name in ("hidden_states", "attentions"):
+        if encoder is None or (vision, name) == ("resnet", "attentions"):
+            assert getattr(found, name) is None and getattr(by_config, name) is None
+        else:
+            assert len(expected[name]) > 0
+            torch.testing.assert_close(getattr(found, name), expected[name])
+            torch.testing.assert_close(getattr(by_config, name), expected[name])
+
+
 def test_absent_images_may_hold_anything():
     model, inputs = make_head("retrieval"), images_of(tiny_inputs("precomputed", batch_size=3))
     inputs["image_mask"] = torch.tensor([[1], [0], [1]])

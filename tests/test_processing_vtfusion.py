@@ -25,6 +25,7 @@ from transformers import (
     BertTokenizerLegacy,
     ConvNextImageProcessor,
     DetrImageProcessor,
+    ProcessorMixin,
     ViTConfig,
 )
 from transformers import ViTImageProcessor as ViT
@@ -117,6 +118,11 @@ def test_words_labels_and_images_may_be_arrays(bert):
             assert torch.equal(batch[name], expected[name])
     several = processor(text=["fox", "the"], images=torch.zeros(2, 3, 4, 4), return_tensors="pt")
     assert several["image_mask"].tolist() == [[1], [1]]
+
+
+def test_a_method_of_the_library_is_looked_for_in_the_library_first():
+    """transformers' common tests compare a processor's methods with those of its first parent."""
+    assert VTFusionProcessor.__bases__[0] is ProcessorMixin
 
 
 def test_labels_at_first_sub_words(bert):
