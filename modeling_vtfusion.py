@@ -948,7 +948,7 @@ class _VTFusionWithMatching(VTFusionHead):
 
         Args:
             inputs: `pixel_values` or `visual_embeds`, with their masks and boxes, as for [`VTFusionModel.forward`];
-                `output_hidden_states` and `output_attentions`, which vision encoders without attention do not give.
+                `output_hidden_states` and `output_attentions`: a CNN gives no attentions, a detector neither.
         """
         features, image, mask, states = self.vtfusion.encode_images(**inputs)
         return BaseModelOutputWithPooling(last_hidden_state=features, pooler_output=pool(image, mask), **states)
