@@ -398,18 +398,17 @@ class VTFusionVisionModel(VTFusionPreTrainedModel):
 
         Args:
             inputs: `pixel_values`, `image_mask`, `pixel_mask`, `visual_embeds`, `visual_boxes` and `visual_mask`, as in
-                the forward pass; `output_hidden_states` and `output_attentions`, the config's by default.
+                the forward pass; `output_hidden_states` and `output_attentions`, which are off by default.
         """
         given = inputs.get("pixel_values") if inputs.get("visual_embeds") is None else inputs["visual_embeds"]
         if given is None:
             raise ValueError("Give `pixel_values` or `visual_embeds`.")
         options = {name: inputs.get(name) for name in ("output_hidden_states", "output_attentions")}
-        wanted = {name: getattr(self.config, name) if value is None else value for name, value in options.items()}
-        # Only what is asked for is passed on: not every encoder takes both, and a `None` would switch off its default.
+        # Only what is asked for is passed on: not every encoder takes both.
         visual, states = self.visual_inputs(
             given.shape[0],
             **{name: inputs.get(name) for name in IMAGE_INPUTS},
-            options={name: value for name, value in wanted.items() if value},
+            options={name: value for name, value in options.items() if value},
         )
         if visual is None:
             # not one image: a single position, which is not there

@@ -950,6 +950,9 @@ class _VTFusionWithMatching(VTFusionHead):
             inputs: `pixel_values` or `visual_embeds`, with their masks and boxes, as for [`VTFusionModel.forward`];
                 `output_hidden_states` and `output_attentions`: a CNN gives no attentions, a detector neither.
         """
+        for name in ("output_hidden_states", "output_attentions"):
+            if inputs.get(name) is None:
+                inputs[name] = getattr(self.config, name)
         features, image, mask, states = self.vtfusion.encode_images(**inputs)
         return BaseModelOutputWithPooling(last_hidden_state=features, pooler_output=pool(image, mask), **states)
 
