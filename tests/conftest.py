@@ -1,4 +1,4 @@
-"""What every test relies on: no network, a cache of its own, fixed seeds, and where the real data lies."""
+"""What every test relies on: no network, temporary files and a cache of its own, fixed seeds, and where the real data lies."""
 
 import os
 import shutil
@@ -8,8 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 # Before anything of Hugging Face or torch is imported: these are read at import, and child processes inherit them.
-_HF_HOME = tempfile.mkdtemp(prefix="vtfusion-tests-")
-os.environ["HF_HOME"] = _HF_HOME  # one for each worker: neither the user's cache nor a neighbour's is read or filled
+os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())  # what a failed test wrote stays where it is
+_TEMPORARY = tempfile.mkdtemp(prefix="vtfusion-tests-")
+os.environ["TMPDIR"] = _TEMPORARY  # what libraries leave behind goes with it
+tempfile.tempdir = None  # read TMPDIR anew
+os.environ["HF_HOME"] = _TEMPORARY  # one for each worker: neither the user's cache nor a neighbour's is read or filled
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -30,7 +33,7 @@ settings.load_profile("tests")
 
 
 def pytest_unconfigure() -> None:
-    shutil.rmtree(_HF_HOME, ignore_errors=True)
+    shutil.rmtree(_TEMPORARY, ignore_errors=True)
 
 
 @pytest.fixture(autouse=True)
