@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import ModelCard
+from transformers import HfArgumentParser
 
 from tiny import tiny_config
 from vtfusion.training.arguments import DataArguments, ModelArguments, RunArguments, VTFusionTrainingArguments
@@ -124,3 +125,25 @@ def test_a_command_shows_no_folder_of_this_machine(tmp_path):
     assert command_line(words) == (
         "python run_ner.py --train_file posts.jsonl --text_model org/model --output_dir 'run 1' --seed 3"
     )
+
+
+def test_the_command_keeps_folders_behind_an_equals_sign_to_itself(tmp_path):
+    words = [
+        "run_ner.py",
+        f"--train_file={tmp_path}/posts.jsonl",
+        "--output_dir=~/runs/1",
+        "--metric_for_best_model=f1",
+    ]
+    assert command_line(words) == (
+        "python run_ner.py --train_file=posts.jsonl --output_dir=1 --metric_for_best_model=f1"
+    )
+
+
+@pytest.mark.parametrize("spelling", ["--hub_token", "--hub-token", "--hub_tok", "--hub-t"])
+@pytest.mark.parametrize("joined", [False, True])
+def test_the_command_has_no_token(spelling, joined):
+    given = [f"{spelling}=hf_secret"] if joined else [spelling, "hf_secret"]
+    (args,) = HfArgumentParser(VTFusionTrainingArguments).parse_args_into_dataclasses(["--output_dir", "x", *given])
+    assert args.hub_token == "hf_secret"
+    words = ["vtfusion train ner", "--push_to_hub", *given, "--hub_private_repo", "True"]
+    assert command_line(words) == "vtfusion train ner --push_to_hub --hub_private_repo True"

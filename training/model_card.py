@@ -262,11 +262,25 @@ def _training(
 
 
 def command_line(arguments: Sequence[str]) -> str:
-    """A command as it can be shown to others: of folders and files of this machine only the names are left."""
+    """A command as it can be shown to others: without a token; of folders and files of this machine only the names."""
     program, *words = arguments
     program = f"python {os.path.basename(program)}" if program.endswith(".py") else program
-    shown = [os.path.basename(os.path.normpath(word)) if _is_local(word) else word for word in words]
+    shown = []
+    remaining = iter(words)
+    for word in remaining:
+        flag, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+        if _is_token(flag):
+            if not equals:
+                next(remaining, None)
+            continue
+        value = os.path.basename(os.path.normpath(value)) if _is_local(value) else value
+        shown.append(f"{flag}{equals}{value}")
     return f"{program} {shlex.join(shown)}"
+
+
+def _is_token(flag: str) -> bool:
+    """Whether a flag is `--hub_token`, also with a dash or cut short as argparse allows."""
+    return flag.startswith("--hub") and "hub_token".startswith(flag[2:].replace("-", "_"))
 
 
 def _is_local(word: str) -> bool:
