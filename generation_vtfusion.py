@@ -57,23 +57,30 @@ class VTFusionCrossAttention(GradientCheckpointingLayer):
 
     def forward(
         self,
-        hidden_state: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        mask: torch.Tensor | None,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        hidden_state: torch.Tensor | None = None,
+        key: torch.Tensor | None = None,
+        value: torch.Tensor | None = None,
+        mask: torch.Tensor | None = None,
+        image: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, ...]:
         """
+        Either the tokens with what they read, or the images on their way to be read. Both are calls of the module, so
+        that hooks on it (of FSDP, of a device map) see both.
+
         Args:
-            hidden_state (`torch.FloatTensor` of shape `(B, L, text_hidden_size)`): the tokens.
-            key (`torch.FloatTensor` of shape `(B, heads, N, D / heads)`): of the image positions.
-            value (`torch.FloatTensor` of shape `(B, heads, N, D / heads)`): of the image positions.
+            hidden_state (`torch.FloatTensor` of shape `(B, L, text_hidden_size)`, *optional*): the tokens.
+            key (`torch.FloatTensor` of shape `(B, heads, N, D / heads)`, *optional*): of the image positions.
+            value (`torch.FloatTensor` of shape `(B, heads, N, D / heads)`, *optional*): of the image positions.
             mask (`torch.BoolTensor` of shape `(B, N)` or `(B, L, N)`, *optional*):
                 The image positions that are there, or those that each token may read.
+            image (`torch.FloatTensor` of shape `(B, N, D)`, *optional*): the image positions, without any of the above.
 
         Returns:
             `tuple` of the tokens `(B, L, text_hidden_size)`, the gate `(B, L)` and the scaled query
-            `(B, heads, L, D / heads)`.
+            `(B, heads, L, D / heads)`; of an image its key and value.
         """
+        if image is not None:
+            return self.layer.project_image(image)
         normed = self.text_norm(hidden_state)
         query = self.layer.project_query(self.layer.text_norm(self.text_projection(normed)))
         context = self.layer.read_image(query, key, value, mask)
@@ -245,7 +252,7 @@ class VTFusionForConditionalGeneration(VTFusionVisionModel, GenerationMixin):
     ```
     """
 
-    _no_split_modules = ["VTFusionDecoderLayer", "VTFusionCrossAttention", "VTFusionLayer"]
+    _no_split_modules = ["VTFusionDecoderLayer", "VTFusionCrossAttention", "VTFusionResampler"]
     text_model: Any
 
     def __init__(
@@ -345,7 +352,7 @@ class VTFusionForConditionalGeneration(VTFusionVisionModel, GenerationMixin):
         return image, mask
 
     def _states(self, image: torch.Tensor, mask: torch.Tensor | None) -> dict[str, torch.Tensor]:
-        pairs = [torch.stack(block.layer.project_image(image), dim=1) for block in self.cross_attention_layers]
+        pairs = [torch.stack(block(image=image), dim=1) for block in self.cross_attention_layers]
         states = {"image_key_values": torch.stack(pairs, dim=1)}
         if mask is not None:
             states["image_key_mask"] = mask

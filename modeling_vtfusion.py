@@ -107,7 +107,8 @@ class VTFusionModel(VTFusionVisionModel):
         )
         self.fusion = VTFusionGatedFusion(config, text_hidden_size)
         self.contrastive_log_scale: Any = (
-            nn.Parameter(torch.tensor(math.log(1 / 0.07))) if config.contrastive_loss_weight > 0 else None
+            # of one dimension, since FSDP shares no scalars
+            nn.Parameter(torch.tensor([math.log(1 / 0.07)])) if config.contrastive_loss_weight > 0 else None
         )
         self.post_init()
 
@@ -245,7 +246,7 @@ class VTFusionModel(VTFusionVisionModel):
 
     def contrastive_scale(self) -> torch.Tensor:
         """1 / temperature of the contrastive loss, a scalar."""
-        return bounded_scale(self.contrastive_log_scale)
+        return bounded_scale(self.contrastive_log_scale).squeeze(0)
 
     def pool_text(self, text_hidden_state: torch.Tensor, text_mask: torch.Tensor | None = None) -> torch.Tensor:
         """Mean of the projected tokens `(B, D)`, as a unit vector, of X_t `(B, L, text_hidden_size)`."""

@@ -16,6 +16,16 @@ from vtfusion import VTFusionForTokenClassification, VTFusionProcessor
 from vtfusion.training.sample_data import build_sample_dataset, build_tiny_encoders
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
+# Two processes on CPUs, each with the whole model, or with FSDP2; and half of a batch for each.
+LAUNCH = (
+    sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
+    "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0",
+)  # fmt: skip
+FSDP = (
+    *LAUNCH[:3], "--config_file", str(SCRIPTS / "accelerate_configs" / "fsdp2.yaml"), "--num_processes", "2",
+    "--mixed_precision", "no", "--main_process_port", "0", str(Path(__file__).with_name("fsdp_on_cpu.py")),
+)  # fmt: skip
+HALF = ("--per_device_train_batch_size", "4", "--ddp_backend", "gloo")
 COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (40, 40, 220)}
 
 
@@ -50,12 +60,17 @@ def write_colours(folder: Path, **rows: int) -> None:
 
 
 def run_script(
-    name: str, sample: Path, output: Path, *extra: str, launcher: tuple[str, ...] = (sys.executable,)
+    name: str,
+    sample: Path,
+    output: Path,
+    *extra: str,
+    launcher: tuple[str, ...] = (sys.executable,),
+    splits: tuple[str, ...] = ("train", "validation", "test"),
 ) -> dict[str, Any]:
     """`scripts/{name}` on the files of [`write_colours`]; its `results.json` (or `image_ablation.json`) and `stdout`."""
     command = [*launcher, str(SCRIPTS / name), "--output_dir", str(output), "--use_cpu", "True"]
-    for split, file in (("train", "train"), ("validation", "valid"), ("test", "test")):
-        command += [f"--{split}_file", str(sample / f"{file}.jsonl")]
+    for split in splits:
+        command += [f"--{split}_file", str(sample / f"{'valid' if split == 'validation' else split}.jsonl")]
     if "--model_name_or_path" not in extra:
         command += ["--text_model", str(sample / "text"), "--vision_model", str(sample / "vision")]
         command += ["--fusion_hidden_size", "16"]

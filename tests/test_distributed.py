@@ -2,30 +2,22 @@
 
 import itertools
 import json
-import sys
+import shutil
 from pathlib import Path
 
+import PIL.Image
 import pytest
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.data_loader import prepare_data_loader
 from torch.utils.data import DataLoader
 
-from running import SCRIPTS, losses, no_dropout, run_script, write_colours
+from running import FSDP, HALF, LAUNCH, SCRIPTS, losses, no_dropout, run_script, write_colours
 from running import run_on_sample as run
 from vtfusion.training.arguments import CaptionDataArguments
 from vtfusion.training.captions import open_caption_streams
 
 CONFIGS = sorted((SCRIPTS / "accelerate_configs").glob("*.yaml"))
-LAUNCH = (
-    sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
-    "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0",
-)  # fmt: skip
-FSDP = (
-    *LAUNCH[:3], "--config_file", str(SCRIPTS / "accelerate_configs" / "fsdp2.yaml"), "--num_processes", "2",
-    "--mixed_precision", "no", "--main_process_port", "0", str(Path(__file__).with_name("fsdp_on_cpu.py")),
-)  # fmt: skip
-HALF = ("--per_device_train_batch_size", "4", "--ddp_backend", "gloo")
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +44,56 @@ def test_two_processes_give_what_one_gives(sample, start, tmp_path, order, kind)
     # 24 texts, in their order: none dropped where two processes share 3 batches of 8, none doubled
     assert len(predictions(tmp_path / "one")) == 24
     assert predictions(tmp_path / "two") == predictions(tmp_path / "one")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", [LAUNCH, FSDP], ids=["ddp", "fsdp2"])
+def test_losses_are_those_of_all_processes(sample, tmp_path, launcher):
+    for part in ("text", "vision"):
+        shutil.copytree(sample / part, tmp_path / part)
+    for split, count in (("train", 32), ("valid", 12), ("test", 12)):
+        rows = [{"text": f"Mirano spoke about {row} things .", "image": f"{split}-{row}.png"} for row in range(count)]
+        for row, record in enumerate(rows):
+            PIL.Image.new("RGB", (32, 32), (8 * row, 90, 200)).save(tmp_path / record["image"])
+        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in rows))
+    # what compares the pairs of a process has fewer to compare there
+    options = ["--contrastive_loss_weight", "0", "--matching_loss_weight", "0"]
+    options += ["--logging_steps", "1", "--per_device_train_batch_size", "8", "--per_device_eval_batch_size", "12"]
+    half = (*HALF, "--per_device_eval_batch_size", "6")
+    two = run_script("run_pretraining.py", tmp_path, tmp_path / "two", *options, *half, launcher=launcher)
+    trained = ("--model_name_or_path", str(tmp_path / "two"))
+    assert len(losses(tmp_path / "two")) == 4
+    # the masks are drawn anew, of 60 words
+    one = run_script("run_pretraining.py", tmp_path, tmp_path / "one", *options, *trained, splits=("test",))
+    for name in ("loss", "fusion_loss", "text_loss"):
+        assert two["test"][name] == pytest.approx(one["test"][name], rel=0.2), name
+
+
+@pytest.mark.slow
+def test_a_process_whose_batch_has_no_picture_keeps_step(sample, start, tmp_path):
+    options = ("--model_name_or_path", start, "--train_sampling_strategy", "sequential", "--ddp_backend", "gloo")
+    options += ("--per_device_train_batch_size", "1", "--per_device_eval_batch_size", "1")
+    ddp = run(sample, tmp_path / "ddp", *options, launcher=LAUNCH)
+    fsdp = run(sample, tmp_path / "fsdp2", *options, launcher=FSDP)
+    assert len(losses(tmp_path / "ddp")) == 24
+    assert losses(tmp_path / "fsdp2") == pytest.approx(losses(tmp_path / "ddp"), abs=1e-3)
+    assert fsdp["test"]["true"] == pytest.approx(ddp["test"]["true"], abs=1e-6)
+
+
+@pytest.mark.slow
+def test_a_shared_vision_encoder_needs_an_image_in_every_row(sample, tmp_path):
+    with pytest.raises(AssertionError, match=r"texts in train have no image.*multi_gpu\.yaml"):
+        run(sample, tmp_path, "--freeze_vision", "False", *HALF, launcher=FSDP)
+
+
+@pytest.mark.slow
+def test_weights_that_processes_share_find_as_whole_ones(tmp_path):
+    write_colours(tmp_path, train=16, valid=12, test=12)
+    text = ("--text_column", "text")
+    run_script("run_retrieval.py", tmp_path, tmp_path / "shared", *text, *HALF, launcher=FSDP)
+    trained = ("--model_name_or_path", str(tmp_path / "shared"))
+    run_script("run_retrieval.py", tmp_path, tmp_path / "whole", *text, *trained, splits=("test",))
+    assert predictions(tmp_path / "shared") == predictions(tmp_path / "whole")
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from sacrebleu.metrics import BLEU
 from transformers import AutoModelForCausalLM, ResNetModel, ViTImageProcessor
 
 from chatting import CHAT, make_model, make_processor
-from running import run_script
+from running import FSDP, HALF, run_script
 from tiny import LANGUAGE_MODELS, VISION
 from tokenizers_for_tests import TOKENIZERS
 from vtfusion import VTFusionForConditionalGeneration, VTFusionProcessor
@@ -229,6 +229,24 @@ def test_the_script_trains_tests_and_saves(sample: Path, tmp_path: Path, flags: 
     assert page.count("data:image/jpeg") == 2 and page.count('class="missing"') == 1
     card = (tmp_path / "README.md").read_text(encoding="utf-8")
     assert "pipeline_tag: image-text-to-text" in card and "AutoModelForImageTextToText" in card
+
+
+@pytest.mark.slow
+def test_weights_that_processes_share_generate_as_whole_ones(sample: Path, tmp_path: Path) -> None:
+    one_by_one = ("--per_device_eval_batch_size", "1")  # of three rows one process has one more than the other
+    run_script("run_generation.py", sample, tmp_path / "shared", *FLAGS, *one_by_one, *HALF, launcher=FSDP)
+    trained = ("--model_name_or_path", str(tmp_path / "shared"), "--max_new_tokens", "4")
+    run_script("run_generation.py", sample, tmp_path / "whole", *one_by_one, *trained, splits=("test",))
+    shared, whole = (
+        [
+            json.loads(line)["generated"]
+            for line in (tmp_path / name / "test_predictions.jsonl").read_text().splitlines()
+        ]
+        for name in ("shared", "whole")
+    )
+    assert [row["text"] for row in shared] == [row["text"] for row in whole]
+    for one, other in zip(shared, whole, strict=True):
+        assert one["log_likelihood"] == pytest.approx(other["log_likelihood"], abs=1e-4)
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from ..processing_vtfusion import VTFusionProcessor
-from .images import FeatureCache, ImageStore, RowKeys
+from .images import BLANK_KEY, FeatureCache, ImageStore, RowKeys
 
 _PADDED = {"attention_mask": 0, "token_type_ids": 0, "labels": -100}
 # one for each window, under the name that the model knows it by
@@ -26,6 +26,9 @@ class FusionCollator:
             images are decoded for each batch.
         pad_to_multiple_of (`int`, *optional*): rounds the length up.
         num_labels (`int`, *optional*): width of the labels that windows hold as `label_scores`, places with scores.
+        always_images (`bool`, *optional*, defaults to `False`):
+            Whether a batch without an image gets one that is masked. It changes no result, but the batch then goes
+            through every layer, as it must where processes share the weights of a layer and gather them together.
     """
 
     processor: VTFusionProcessor
@@ -33,6 +36,7 @@ class FusionCollator:
     cache: FeatureCache | None = None
     pad_to_multiple_of: int | None = None
     num_labels: int | None = None
+    always_images: bool = False
 
     def __call__(self, windows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         return {**self.pad(windows), **self.gather_images([window["image_keys"] for window in windows])}
@@ -61,7 +65,14 @@ class FusionCollator:
         return batch
 
     def gather_images(self, rows: Sequence[RowKeys]) -> dict[str, torch.Tensor]:
-        """Model inputs for the images of each row; none if no row has any."""
+        """Model inputs for the images of each row; none if no row has any, but for `always_images`."""
+        if self.always_images and not any(rows):
+            masked = self._gather([[BLANK_KEY], *([None] * (len(rows) - 1))])
+            masked["image_mask"].zero_()
+            return masked
+        return self._gather(rows)
+
+    def _gather(self, rows: Sequence[RowKeys]) -> dict[str, torch.Tensor]:
         if self.cache is not None:
             return self.cache.gather(rows)
         images = [None if not keys else [self.store.load(key) for key in keys] for keys in rows]

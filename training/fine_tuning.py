@@ -152,11 +152,14 @@ def build_trainer(
         collator ([`FusionCollator`]): makes the batches.
         splits (`Mapping[str, Any]`): what the splits are to the trainer.
         kwargs (*optional*): further arguments of the trainer.
+
+    Raises:
+        `ValueError`: processes share the weights of a vision encoder that some rows need and others do not.
     """
     if "validation" not in splits:
         training_args.eval_strategy, training_args.load_best_model_at_end = "no", False
     patience = training_args.early_stopping_patience
-    return trainer_class(
+    trainer = trainer_class(
         model=model,
         args=training_args,
         data_collator=collator,
@@ -166,6 +169,22 @@ def build_trainer(
         callbacks=[] if patience is None else [EarlyStoppingCallback(patience)],
         **kwargs,
     )
+    if collator.always_images and collator.cache is None:
+        for name, split in splits.items():
+            _check_images(name, split)
+    return trainer
+
+
+def _check_images(name: str, split: Any) -> None:
+    """Refuses rows with and without images, where a vision encoder is trained whose weights the processes share."""
+    keys = split["image_keys"] if "image_keys" in getattr(split, "column_names", ()) else []
+    without = sum(1 for each in keys if not each)
+    if 0 < without < len(keys):
+        raise ValueError(
+            f"{without:,} of {len(keys):,} texts in {name} have no image. Processes that share the weights of a trained "
+            "vision encoder (FSDP, DeepSpeed) must all run it in every step: train with multi_gpu.yaml, or with "
+            "--freeze_vision True."
+        )
 
 
 def train_model(trainer: VTFusionTrainer) -> dict[str, Any]:

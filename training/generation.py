@@ -266,10 +266,10 @@ class Generator:
         the tokens of all true responses) and `tokens` (their number).
         """
         keys: dict[int, RowKeys] = dict(zip(windows["row"], windows["image_keys"], strict=True))
-        model = self.trainer.model.eval()
         args = self.trainer.args
         mine = range(args.process_index, len(self.rows), args.world_size)
-        found = [item for batch in self._batches(mine) for item in self._predict(model, batch, keys)]
+        with self.trainer.whole_model() as model:
+            found = [item for batch in self._batches(mine) for item in self._predict(model, batch, keys)]
         everything = gather_object([found]) if args.world_size > 1 else [found]
         by_row = {row: result for part in everything for row, result in part}
         return [by_row[row] for row in range(len(self.rows))]
@@ -291,13 +291,17 @@ class Generator:
         states = model.compute_image_key_values(**images) if images else {}
         prompts = self.processor.encode_prompts([self.prompts[row] for row in rows], counts)
         inputs = {n: torch.tensor(v, device=device) for n, v in self.processor.pad_prompts(prompts).items()}
-        text = model.generate(
+        # of the class: what Trainer puts around that of the model shares out FSDP2's weights again behind each call
+        text = type(model).generate(
+            model,
             **inputs,
             **states,
             max_new_tokens=self.args.max_new_tokens,
             num_beams=self.args.num_beams,
             do_sample=False,
             pad_token_id=self.processor.tokenizer.pad_token_id,
+            # the whole model is here, and another process may have fewer batches
+            synced_gpus=False if self.trainer.is_fsdp_enabled else None,
         )
         new = text[:, inputs["input_ids"].shape[1] :]
         generated = self.processor.tokenizer.batch_decode(new, skip_special_tokens=True)

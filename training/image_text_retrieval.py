@@ -224,7 +224,10 @@ class RetrievalTrainer(ImageTextTrainer):
         Returns:
             `dict[str, Ranks]`: `"vectors"`, and with `top_k` also `"reranked"`.
         """
-        self.model.eval()
+        with self.whole_model():
+            return self._retrieve(split, top_k)
+
+    def _retrieve(self, split: RetrievalSplit, top_k: int) -> dict[str, Ranks]:
         texts, images = self._embed_texts(split), self._embed_images(split)
         owners, numbers = split.image_of_text.to(texts.device), torch.arange(len(images), device=texts.device)
         text_ranks, best_images = search(texts, images, owners, numbers, max(top_k, 1))

@@ -67,11 +67,14 @@ class ImageTextTrainer(VTFusionTrainer):
     ) -> Any:
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
         weight, scale = inputs["input_ids"].shape[0], 1
+        if num_items_in_batch is not None and self.args.average_tokens_across_devices:
+            # The losses of all processes are the sum of what each gives by its share.
+            scale = self.args.world_size
         if model.training:
-            # A step's losses are the sum of what its batches and processes give, each by its share.
             weight = 1
             if num_items_in_batch is not None:
-                scale = self.current_gradient_accumulation_steps * self.args.world_size
+                # as those of a step are of its batches
+                scale *= self.current_gradient_accumulation_steps
         for place, name in enumerate(LOSSES):
             value = outputs.get(name)
             if value is not None:

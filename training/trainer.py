@@ -3,6 +3,8 @@
 import shutil
 import signal
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerContr
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from .checkpoints import CheckpointCallback
+from .collator import FusionCollator
 from .files import find_damage
 from .publishing import upload_model
 
@@ -51,8 +54,9 @@ def sharded_classes(model: PreTrainedModel) -> list[str]:
         model (`PreTrainedModel`): the model.
     """
     embeddings = model.get_input_embeddings()
+    there = {type(module).__name__ for module in model.modules() if embeddings not in module.children()}
     around = {type(module).__name__ for module in model.modules() if embeddings in module.children()}
-    return sorted(set(model._no_split_modules or ()) - around)
+    return sorted((set(model._no_split_modules or ()) & there) - around)
 
 
 class _OrderCallback(TrainerCallback):
@@ -89,6 +93,8 @@ class VTFusionTrainer(Trainer):
         is_fsdp2 = getattr(plugin, "fsdp_version", 1) == 2
         if plugin is not None and is_fsdp2 and plugin.transformer_cls_names_to_wrap is None:
             plugin.transformer_cls_names_to_wrap = sharded_classes(self.model)
+        if isinstance(self.data_collator, FusionCollator):
+            self.data_collator.always_images = self.is_fsdp_enabled or self.is_deepspeed_enabled
         self._checkpoints = CheckpointCallback()
         self._order = torch.Generator()
         self.add_callback(self._checkpoints)
@@ -133,6 +139,30 @@ class VTFusionTrainer(Trainer):
         )
         self.optimizer = optimizer_class(groups, **kwargs)
         return self.optimizer
+
+    @contextmanager
+    def whole_model(self) -> Iterator[Any]:
+        """
+        The model for evaluation, with all of its weights in each process, also where FSDP2 shares them: for tests that
+        call it otherwise than through its forward pass, or more often in one process than in another.
+        """
+        model = self.model.eval()
+        shared: list[Any] = []
+        if self.is_fsdp_enabled:
+            from torch.distributed.fsdp import FSDPModule
+
+            shared = [module for module in model.modules() if isinstance(module, FSDPModule)]
+        for module in shared:
+            module.set_reshard_after_forward(False, recurse=False)
+            module.unshard()
+        try:
+            yield model
+        finally:
+            for module in shared:
+                module.set_reshard_after_forward(
+                    self.accelerator.state.fsdp_plugin.reshard_after_forward, recurse=False
+                )
+                module.reshard()
 
     def push_to_hub(
         self,
