@@ -9,7 +9,9 @@ from heads import make_head
 from tiny import tiny_inputs
 from vtfusion import VTFusionForTokenClassification
 from vtfusion.training.arguments import VTFusionTrainingArguments, random_order
+from vtfusion.training.collator import FusionCollator
 from vtfusion.training.fine_tuning import build_trainer, train_model
+from vtfusion.training.images import ImageStore
 from vtfusion.training.lora import add_lora
 from vtfusion.training.trainer import VTFusionTrainer
 
@@ -39,7 +41,7 @@ def test_the_validation_split_decides_and_without_one_nothing_is_evaluated(tmp_p
     for splits in ({"train": [1]}, {"train": [1], "validation": [2]}):
         args = VTFusionTrainingArguments(output_dir=str(tmp_path), early_stopping_patience=3, use_cpu=True)
         model = make_head("token", "bert", "resnet")
-        trainer = build_trainer(VTFusionTrainer, model, None, default_data_collator, splits, args)
+        trainer = build_trainer(VTFusionTrainer, model, None, FusionCollator(None, ImageStore()), splits, args)
         has_validation = "validation" in splits
         assert (args.eval_strategy != "no") == args.load_best_model_at_end == has_validation
         assert (trainer.train_dataset, trainer.eval_dataset) == ([1], [2] if has_validation else None)

@@ -2,6 +2,7 @@
 
 import json
 import math
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -127,7 +128,7 @@ def test_generated_text_and_likelihood_are_those_of_each_row_alone(tmp_path: Pat
     keys = store.add_split("train", dataset, 4)
     collator = PromptCollator(processor, store)
     args = SimpleNamespace(process_index=0, world_size=1, eval_batch_size=3, device=torch.device("cpu"))
-    trainer: Any = SimpleNamespace(model=model, args=args)
+    trainer: Any = SimpleNamespace(args=args, whole_model=lambda: nullcontext(model), is_fsdp_enabled=False)
     settings = GenerationArguments(max_new_tokens=3)
     generator = Generator(trainer, processor, collator, dataset, "{prompt}", settings)
     found = generator(encode_prompts(dataset, processor, keys, "{prompt}"))
