@@ -411,8 +411,9 @@ class VTFusionVisionModel(VTFusionPreTrainedModel):
             options={name: value for name, value in options.items() if value},
         )
         if visual is None:
-            # not one image: a single position, which is not there
-            shape = (given.shape[0], 1, 1)
+            # not one image: a single position in each slot, which is not there
+            has_slots = given.dim() == (5 if inputs.get("visual_embeds") is None else 4)
+            shape = (given.shape[0], given.shape[1] if has_slots else 1, 1)
             features = self.visual_norm.weight.new_zeros(*shape, self.config.visual_hidden_size)
             visual = features, features.new_zeros(*shape, 4), features.new_zeros(shape[:2], dtype=torch.bool)
         features, boxes, mask = visual

@@ -480,6 +480,10 @@ class VTFusionForConditionalGeneration(VTFusionVisionModel, GenerationMixin):
         cache = cache if cache is not None else past_key_values
         inputs["cache" if accepts(self.text_model, "cache") else "past_key_values"] = cache
 
+        # L_t is of the same tokens behind the same cache, which the first pass lengthens
+        of_text = {**inputs, "use_cache": False}
+        if shift_labels is not None and cache is not None and reading is not None:
+            of_text |= {name: _copy_cache(cache) for name in ("cache", "past_key_values") if name in inputs}
         outputs = self._run_text_model(inputs, reading)
         # Its keys, not what it answers to: newer versions alias the old name of the cache.
         passed_on = outputs.keys() & VTFusionCausalLMOutput.__dataclass_fields__
@@ -490,7 +494,7 @@ class VTFusionForConditionalGeneration(VTFusionVisionModel, GenerationMixin):
             if output_fusion_attentions:
                 result["text_to_image_attention"] = self._attention(reading)
         if shift_labels is not None:
-            losses = self._losses(outputs.logits, shift_labels, inputs, reading, image, num_items_in_batch)
+            losses = self._losses(outputs.logits, shift_labels, of_text, reading, image, num_items_in_batch)
             result = {"loss": self._combine(losses), **losses, **result}
         return VTFusionCausalLMOutput(**result)
 
@@ -583,8 +587,12 @@ class VTFusionForConditionalGeneration(VTFusionVisionModel, GenerationMixin):
             )
         return super().generate(inputs, *args, **kwargs)
 
-    def prepare_inputs_for_generation(self, input_ids: torch.LongTensor, **kwargs: Any) -> dict[str, Any]:
+    def prepare_inputs_for_generation(
+        self, input_ids: torch.LongTensor, inputs_embeds: torch.FloatTensor | None = None, **kwargs: Any
+    ) -> dict[str, Any]:
         """What the language model prepares for a step, with the images' keys and values and who may look at them."""
+        # named in the signature, where transformers looks whether a model generates from embeddings
+        kwargs["inputs_embeds"] = inputs_embeds
         states = {name: kwargs.pop(name, None) for name in (*IMAGE_STATES, "cross_attention_mask")}
         attention_mask = kwargs.get("attention_mask")
         inputs = self.text_model.prepare_inputs_for_generation(input_ids, **kwargs)
@@ -618,6 +626,14 @@ def _check_generation_config(config: VTFusionConfig) -> None:
         raise ValueError("`contrastive_loss_weight` must be 0: a language model has no text vector to compare.")
     if config.class_weights is not None:
         raise ValueError("`class_weights` must be left out: the next token has no classes.")
+
+
+def _copy_cache(cache: Any) -> Any:
+    """A cache with keys and values of its own, through which gradients pass: `deepcopy` alone refuses what has any."""
+    tensors = [
+        each for layer in getattr(cache, "layers", ()) for each in vars(layer).values() if torch.is_tensor(each)
+    ]
+    return deepcopy(cache, {id(tensor): tensor.clone() for tensor in tensors})
 
 
 def _join_masks(

@@ -537,6 +537,9 @@ class VTFusionForSequenceClassification(_VTFusionWithClassifier):
             check_label_range(labels, self.num_labels)
         elif problem == "multi_label_classification":
             check_score_range(labels)
+        if not torch.compiler.is_compiling():
+            # kept, as elsewhere in transformers: a model is used as what it was trained for
+            self.config.problem_type = problem
         options = (problem, self.config.class_weights, self.config.label_smoothing)
         count = count_labels(labels, num_items_in_batch)
         losses = {"fusion_loss": row_losses(logits, labels, *options).sum() / count}

@@ -77,6 +77,25 @@ def test_a_row_without_an_image_is_the_language_models_in_a_mixed_batch() -> Non
     assert torch.equal(text[1:], plain.generate(ids[1:], **NEW))
 
 
+@pytest.mark.parametrize("fusion", [{}, {"num_resampler_tokens": 3}])
+@pytest.mark.parametrize("masked", [False, True])
+def test_slots_that_all_lack_their_image_are_the_language_models(fusion: dict[str, Any], masked: bool) -> None:
+    plain, model = build(**fusion)
+    looks = {"cross_attention_mask": torch.ones(2, 6, 2)} if masked else {}
+    output = model(input_ids=prompts(), pixel_values=pictures(2, 2), image_mask=torch.zeros(2, 2), **looks)
+    assert torch.equal(output.logits, plain(prompts()).logits)
+
+
+def test_it_generates_from_embeddings_as_its_language_model_does() -> None:
+    plain, model = build()
+    embeddings = plain.get_input_embeddings()(prompts())
+    assert torch.equal(
+        model.generate(inputs_embeds=embeddings, **NEW), plain.generate(inputs_embeds=embeddings, **NEW)
+    )
+    seen = model.generate(inputs_embeds=embeddings, pixel_values=pictures(), **NEW)
+    assert torch.equal(seen, model.generate(prompts(), pixel_values=pictures(), **NEW)[:, prompts().shape[1] :])
+
+
 def test_a_wrapped_language_model_stays_what_it_was() -> None:
     plain, model = build()
     assert torch.equal(model.text_model(prompts()).logits, plain(prompts()).logits)
@@ -111,6 +130,20 @@ def reference_block(block: nn.Module, hidden: torch.Tensor, image: torch.Tensor,
     context = context + linear(nn.functional.gelu(linear(norm(context, forward.norm), forward.up)), forward.down)
     joined = torch.cat([normed, norm(context, fusion.context_norm)], -1)
     return hidden + linear(joined, fusion.gate).sigmoid() * linear(joined, fusion.output)
+
+
+def test_the_loss_of_the_text_leaves_the_cache_as_long_as_the_text() -> None:
+    plain, model = build()
+    ids, images = prompts(), model.compute_image_key_values(pixel_values=pictures())
+    cached = model(ids[:, :2], use_cache=True, **images)
+    output = model(ids[:, 2:], past_key_values=cached.past_key_values, labels=ids[:, 2:], use_cache=True, **images)
+    assert output.past_key_values.get_seq_length() == ids.shape[1]
+    # behind the same two tokens, which had seen the images
+    before = model(ids[:, :2], use_cache=True, **images).past_key_values
+    logits = plain(ids[:, 2:], past_key_values=before).logits
+    expected = nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 3:].flatten())
+    torch.testing.assert_close(output.text_loss, expected)
+    assert not torch.allclose(output.fusion_loss, expected)
 
 
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])

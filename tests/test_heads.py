@@ -407,6 +407,18 @@ def test_wrong_labels_of_a_text_raise(head, config, labels, message):
         make_head(head, **config)(**tiny_inputs("precomputed"), labels=labels)
 
 
+@pytest.mark.parametrize("head", ["sequence", "vqa"])
+@pytest.mark.parametrize("soft", [False, True])
+def test_what_a_model_was_trained_for_is_kept(head, soft, tmp_path):
+    model = make_head(head)
+    labels = torch.rand(2, model.num_labels) if soft else torch.tensor([0, 1])
+    assert model.config.problem_type is None
+    run(model, **tiny_inputs("precomputed"), labels=labels)
+    model.save_pretrained(tmp_path)
+    expected = "multi_label_classification" if soft else "single_label_classification"
+    assert type(model).from_pretrained(tmp_path).config.problem_type == expected
+
+
 def test_whole_numbers_for_several_labels():
     """Labels of 0 and 1 that came as integers are no classes where the configuration says so."""
     model = make_head("sequence", problem_type="multi_label_classification")
