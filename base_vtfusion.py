@@ -252,6 +252,9 @@ class VTFusionVisionModel(VTFusionPreTrainedModel):
             else:
                 pixels = pixels[present]
                 pixel_mask = None if pixel_mask is None else pixel_mask[present]
+        elif image_mask is not None:
+            # A compiled encoder runs on every slot: what lies in an absent one must not reach its gradients.
+            pixels = torch.where(image_mask.flatten().bool()[:, None, None, None], pixels, 0.0)
 
         features, boxes, states = self._encode_images(pixels, pixel_mask, options)
         if present is not None:

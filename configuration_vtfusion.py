@@ -32,7 +32,7 @@ _RULES: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
     ),
     (_POSITIVE, lambda count: count >= 1, "must be at least 1"),
     (_NOT_NEGATIVE, lambda count: count >= 0, "must not be negative"),
-    (("temperature_init",), lambda tau: _is_number(tau) and tau > 0, "must be positive and finite"),
+    (("temperature_init",), lambda tau: _is_number(tau) and 0.01 <= tau <= 100, "must be from 0.01 to 100"),
     (
         ("fusion_dropout", "classifier_dropout", "image_dropout", "label_smoothing"),
         lambda share: _is_number(share) and 0 <= share < 1,

@@ -327,7 +327,8 @@ class VTFusionForConditionalGeneration(VTFusionVisionModel, GenerationMixin):
 
         Returns:
             `dict` of `image_key_values` `(B, blocks, 2, heads, N, D / heads)` and, where a position may be absent,
-            `image_key_mask` `(B, N)`. Those of a further image are concatenated along N.
+            `image_key_mask` `(B, N)`. An image's number is part of them: encode a further one behind the earlier ones,
+            with an `image_mask` of 0 for these, and concatenate its part of N.
         """
         unknown = sorted(images.keys() - set(IMAGE_INPUTS))
         if unknown:

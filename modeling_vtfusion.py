@@ -444,7 +444,7 @@ class VTFusionForSequenceClassification(_VTFusionWithClassifier):
     Args:
         config ([`VTFusionConfig`]):
             The configuration. `problem_type` is `"single_label_classification"`, `"multi_label_classification"` or
-            `"regression"`; without it the labels of a batch tell.
+            `"regression"`; without it the labels of the first batch tell.
         vision_model (`PreTrainedModel`, *optional*): a vision encoder to take instead of a random one.
         text_model (`PreTrainedModel`, *optional*): a text encoder to take instead of a random one.
 

@@ -64,8 +64,10 @@ NUMBERS = [
         ({"num_fusion_heads": 0}, "`num_fusion_heads` must be at least 1, got 0"),
         ({"cross_attention_every": 0}, "`cross_attention_every` must be at least 1, got 0"),
         ({"num_resampler_tokens": -1}, "`num_resampler_tokens` must not be negative, got -1"),
-        ({"temperature_init": 0.0}, "`temperature_init` must be positive and finite, got 0.0"),
-        ({"temperature_init": -1.0}, "`temperature_init` must be positive"),
+        ({"temperature_init": 0.0}, "`temperature_init` must be from 0.01 to 100, got 0.0"),
+        # outside of its bounds it would never be learned
+        ({"temperature_init": 0.005}, "`temperature_init` must be from 0.01 to 100"),
+        ({"temperature_init": 150.0}, "`temperature_init` must be from 0.01 to 100"),
         ({"image_dropout": 1.0}, "`image_dropout` must be at least 0 and below 1, got 1.0"),
         ({"image_dropout": -0.1}, "`image_dropout` must be at least 0"),
         ({"fusion_loss_weight": -0.1}, "`fusion_loss_weight` must be finite and must not be negative, got -0.1"),

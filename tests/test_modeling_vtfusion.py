@@ -704,6 +704,15 @@ def test_cached_path_compiles_without_graph_breaks():
 
 
 @pytest.mark.slow
+def test_an_absent_image_may_hold_anything_when_compiled():
+    model = make_model(vision="resnet").train()
+    inputs = tiny_inputs("resnet") | {"image_mask": torch.tensor([[1], [0]]), "labels": LABELS}
+    inputs["pixel_values"][1] = float("nan")
+    torch.compile(model, backend="eager")(**inputs).loss.backward()
+    assert_finite_gradients(model)
+
+
+@pytest.mark.slow
 def test_cached_path_without_boxes_compiles_without_graph_breaks():
     model = make_model()
     inputs = tiny_inputs("precomputed")
