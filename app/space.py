@@ -16,6 +16,7 @@ from huggingface_hub import CommitInfo, create_repo, metadata_save, upload_folde
 from packaging.requirements import Requirement
 from packaging.version import Version
 
+from ..training.files import UNFINISHED, find_damage, replaced_whole, seal, sealed_files
 from ..training.publishing import save_model_files
 from .demo import name_model
 from .demo_examples import DemoExample
@@ -30,13 +31,15 @@ here = Path(__file__).parent
 run_demo({model}, title={title!r}, examples=here / "examples", revision={revision!r}, host=None)
 '''
 _PACKAGES = (".", "training", "app")
+_CODE, _MODEL, _EXAMPLES = "vtfusion", "model", "examples"
 
 
 def write_space(
     model: str, folder: str | Path, examples: Sequence[DemoExample], title: str | None = None, revision: str = "main"
 ) -> Path:
     """
-    Writes the folder of a Space.
+    Writes the folder of a Space, which is built aside first. What is replaced there is what was written there, and only
+    where nobody has changed it; other files stay.
 
     Args:
         model (`str`): a trained model: a folder, which is taken along, or a Hub id.
@@ -49,25 +52,61 @@ def write_space(
         `Path`: the folder.
 
     Raises:
-        `FileExistsError`: The folder holds something else.
+        `FileExistsError`: The folder holds something else, or an earlier Space that somebody has changed.
+        `ValueError`: The model lies in the folder, or is no model of ours.
     """
-    folder, title = Path(folder), title or name_model(model)
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / "vtfusion" / "app" / "demo.py").is_file():
-        raise FileExistsError(f"{folder} holds something else than a Space of ours. Give another --output.")
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in ("vtfusion", "model", "examples"):
-        shutil.rmtree(folder / name, ignore_errors=True)
+    folder = Path(folder)
+    is_folder = Path(model).is_dir()
+    if is_folder and Path(model).resolve().is_relative_to(folder.resolve()):
+        raise ValueError(
+            f"The model {model} lies in {folder}, which the Space is written into. Give another --output."
+        )
+    earlier = _find_earlier_space(folder)
+    with replaced_whole(folder, "app.py") as unfinished:
+        _build_space(model, is_folder, unfinished, examples, title or name_model(model), revision)
+        seal(unfinished)
+    for name in sorted(earlier - sealed_files(folder)):
+        path = folder / name
+        path.unlink()
+        if not any(path.parent.iterdir()):
+            path.parent.rmdir()
+    return folder
 
+
+def _find_earlier_space(folder: Path) -> set[str]:
+    """The files of an earlier Space, none of which is anybody else's work."""
+    if not folder.is_dir() or all(path.name == UNFINISHED for path in folder.iterdir()):
+        return set()
+    earlier = sealed_files(folder)  # checkpoints are sealed too
+    if not {"app.py", f"{_CODE}/app/demo.py"} <= earlier:
+        raise FileExistsError(f"{folder} holds something else than a Space of ours. Give another --output.")
+    others = (
+        path
+        for part in (_CODE, _MODEL, _EXAMPLES)
+        for path in sorted((folder / part).rglob("*"))
+        if path.is_file() and path.parent.name != "__pycache__" and path.relative_to(folder).as_posix() not in earlier
+    )
+    change = find_damage(folder) or next((f"{path} was not written by `vtfusion space`" for path in others), None)
+    if change is not None:
+        raise FileExistsError(
+            f"{change}, so the Space in {folder} is not replaced. Give another --output, or save what is yours and delete "
+            "the folder."
+        )
+    return earlier
+
+
+def _build_space(
+    model: str, is_folder: bool, folder: Path, examples: Sequence[DemoExample], title: str, revision: str
+) -> None:
     package = Path(__file__).parents[1]
     for part in _PACKAGES:
-        (folder / "vtfusion" / part).mkdir(parents=True, exist_ok=True)
+        (folder / _CODE / part).mkdir(parents=True, exist_ok=True)
         for file in sorted((package / part).glob("*.py")):
-            shutil.copy(file, folder / "vtfusion" / part)
-    is_folder = Path(model).is_dir()
+            shutil.copy(file, folder / _CODE / part)
     if is_folder:
-        save_model_files(model, folder / "model")
-    _write_examples(examples, folder / "examples")
-    source = 'str(here / "model")' if is_folder else repr(model)
+        save_model_files(model, folder / _MODEL)
+    _write_examples(examples, folder / _EXAMPLES)
+    source = f'str(here / "{_MODEL}")' if is_folder else repr(model)
     (folder / "app.py").write_text(_APP.format(model=source, title=title, revision=revision), encoding="utf-8")
     (folder / "requirements.txt").write_text("".join(f"{line}\n" for line in requirements()), encoding="utf-8")
     card = folder / "README.md"
@@ -81,7 +120,6 @@ def write_space(
         "tags": ["vtfusion"],
     }
     metadata_save(card, metadata if is_folder else {**metadata, "models": [model]})
-    return folder
 
 
 def requirements() -> list[str]:

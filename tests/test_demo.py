@@ -38,6 +38,7 @@ from vtfusion.app import cli, demo, demo_answer
 from vtfusion.app.demo_answer import Limits, answer, read_inputs
 from vtfusion.app.demo_examples import DemoExample, find_examples
 from vtfusion.app.space import requirements, write_space
+from vtfusion.training.files import seal
 
 LABELS = {0: "O", 1: "B-PER", 2: "I-PER", 3: "B-LOC", 4: "I-LOC", 5: "B-ORG", 6: "I-ORG"}
 RED, BLUE = (230, 20, 20), (20, 20, 230)
@@ -298,11 +299,90 @@ def test_a_space_holds_the_model_the_code_and_what_they_need(model_folder, tmp_p
     assert all(re.fullmatch(r"[\w.-]+==[\d.]+\w*", line) for line in requirements())
     assert not any(line.startswith(("gradio", "pytest")) for line in requirements())
     assert any(line.startswith("matplotlib==") for line in requirements())
-    write_space(model_folder, folder, [])  # an earlier Space may be written anew
-    (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "mine.txt").touch()
-    with pytest.raises(FileExistsError, match="something else than a Space"):
-        write_space(model_folder, tmp_path / "other", [])
+
+
+def contents(folder):
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_an_earlier_space_is_written_anew_and_what_else_lies_there_stays(model_folder, tmp_path):
+    pytest.importorskip("gradio")
+    folder = write_space(model_folder, tmp_path / "space", [DemoExample("paris", [Image.new("RGB", (9, 9))])])
+    for name in (
+        ".git/HEAD",
+        "notes.txt",
+        "vtfusion/__pycache__/words_vtfusion.cpython-313.pyc",
+    ):  # it ran from a clone
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).touch()
+    write_space("someone/ner", folder, [])
+    fresh = contents(write_space("someone/ner", tmp_path / "fresh", []))
+    added = {".git/HEAD", "notes.txt", "vtfusion/__pycache__/words_vtfusion.cpython-313.pyc"}
+    assert {**contents(folder), "manifest.json": b""} == {**fresh, **dict.fromkeys(added, b""), "manifest.json": b""}
+
+
+def leave_a_checkout(folder):
+    for name in ("vtfusion/.git/HEAD", "vtfusion/app/demo.py", "model/model.safetensors"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("mine", encoding="utf-8")
+
+
+def leave_a_sealed_checkpoint(folder):
+    folder.mkdir()
+    (folder / "model.safetensors").write_text("mine", encoding="utf-8")
+    seal(folder)
+
+
+def leave_a_space_and(name):
+    def leave(folder):
+        write_space("someone/ner", folder, [])
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("mine", encoding="utf-8")
+
+    return leave
+
+
+@pytest.mark.parametrize(
+    ("leave", "message"),
+    [
+        (leave_a_checkout, "holds something else than a Space"),
+        (leave_a_sealed_checkpoint, "holds something else than a Space"),
+        (leave_a_space_and("model/model.safetensors"), "model.safetensors was not written by `vtfusion space`"),
+        (leave_a_space_and("vtfusion/.git/HEAD"), "HEAD was not written by `vtfusion space`"),
+        (leave_a_space_and("README.md"), "README.md has 4 bytes and not"),
+        (leave_a_space_and("examples/metadata.jsonl"), "metadata.jsonl has 4 bytes and not 0"),
+    ],
+)
+def test_what_somebody_else_wrote_is_not_replaced(model_folder, tmp_path, leave, message):
+    pytest.importorskip("gradio")
+    leave(tmp_path / "o")
+    before = contents(tmp_path / "o")
+    with pytest.raises(FileExistsError, match=message):
+        write_space(model_folder, tmp_path / "o", [])
+    assert contents(tmp_path / "o") == before
+
+
+def test_a_model_in_the_space_is_refused(model_folder, tmp_path):
+    pytest.importorskip("gradio")
+    folder = write_space(model_folder, tmp_path / "space", [])
+    before = contents(folder)
+    for model in (folder / "model", folder / ".." / "space" / "model"):
+        with pytest.raises(ValueError, match="which the Space is written into"):
+            write_space(str(model), folder, [])
+    assert contents(folder) == before
+
+
+def test_a_space_that_cannot_be_built_leaves_the_earlier_one(model_folder, tmp_path):
+    pytest.importorskip("gradio")
+    folder = write_space("someone/ner", tmp_path / "space", [])
+    before = contents(folder)
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "config.json").write_text('{"model_type": "bert"}', encoding="utf-8")
+    for target in (folder, tmp_path / "new"):
+        with pytest.raises(ValueError, match="no model of VTFusion"):
+            write_space(str(tmp_path / "broken"), target, [])
+        write_space("someone/ner", target, [])  # what was begun is in nobody's way
+    assert contents(folder).keys() == before.keys()
 
 
 def test_a_space_of_a_model_on_the_hub_names_it(tmp_path):

@@ -18,6 +18,7 @@ from vtfusion.training.files import (
     replaced_whole,
     seal,
     sealed_at,
+    sealed_files,
     write_whole,
 )
 
@@ -120,3 +121,5 @@ def test_a_folder_has_one_writer_until_it_is_released(tmp_path):
 def test_a_manifest_says_what_was_there(sealed):
     files = json.loads((sealed / MANIFEST).read_text())["files"]
     assert {name: each["size"] for name, each in files.items()} == {"a.bin": 1024, "inner/b.txt": 5}
+    assert sealed_files(sealed) == {"a.bin", "inner/b.txt"}
+    assert sealed_files(sealed / "inner") == set()

@@ -90,6 +90,14 @@ def sealed_at(folder: str | os.PathLike) -> int:
         return 0
 
 
+def sealed_files(folder: str | os.PathLike) -> set[str]:
+    """The files of which a folder was sealed, with the way there; none where it was not, or nobody can read which."""
+    try:
+        return set(_read_files(Path(folder, MANIFEST)))
+    except (OSError, ValueError, KeyError, TypeError):
+        return set()
+
+
 def find_damage(folder: str | os.PathLike) -> str | None:
     """
     What a folder lacks to be as it was sealed, naming the file; `None` where it is whole. Reads all of its files.
