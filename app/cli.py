@@ -94,9 +94,11 @@ def evaluate(context: typer.Context, task: TaskArgument = None) -> None:
 
     With `--image_conditions true shuffled blank none` also with other images and none.
     """
-    for flag in ("--train_file", "--dataset_name"):
-        if any(word.split("=")[0] == flag for word in context.args):
-            fail(f"{flag} would train. Give the data to test on as --test_file, or use `vtfusion train`.")
+    # The parsers of the scripts take dashes for underscores, and a flag's first letters for all of it.
+    given = [word.split("=")[0].replace("-", "_") for word in context.args if word.startswith("--") and word != "--"]
+    for flag in ("train_file", "dataset_name"):
+        if any(f"__{flag}".startswith(word) for word in given):
+            fail(f"--{flag} would train. Give the data to test on as --test_file, or use `vtfusion train`.")
     run_task("evaluate", context, task)
 
 
