@@ -78,6 +78,10 @@ def read_inputs(text: str | None, files: Sequence[bytes] | None, limits: Limits)
         raise ValueError("Please type a text first.")
     if len(text) > limits.characters:
         raise ValueError(f"The text has {len(text):,} characters; this demo takes {limits.characters:,} at most.")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:  # half of a character, as a browser can send it
+        raise ValueError("The text has a broken character. Please delete it or type it again.") from error
     return text, read_pictures(files, limits)
 
 

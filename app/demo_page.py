@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import PIL.Image
-import PIL.ImageOps
 
 from .pages import escape, image_data_uri
 from .panels import heat_picture
@@ -275,7 +274,10 @@ def _score(score: float, is_share: bool = True) -> str:
 
 
 def _small(picture: np.ndarray) -> PIL.Image.Image:
-    return PIL.ImageOps.contain(PIL.Image.fromarray(picture), (_SIDE, _SIDE))
+    height, width = picture.shape[:2]
+    scale = _SIDE / max(height, width)
+    size = max(1, round(width * scale)), max(1, round(height * scale))  # a strip stays a pixel wide
+    return PIL.Image.fromarray(picture).resize(size)
 
 
 __all__ = ["STYLE", "Reading", "entities_page", "error", "heading", "labels_page", "previews"]

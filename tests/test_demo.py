@@ -1,5 +1,6 @@
 """The demo: what it says, what it refuses, and how its page works in a real browser."""
 
+import base64
 import io
 import json
 import os
@@ -35,7 +36,7 @@ from vtfusion import (
     VTFusionTokenClassificationPipeline,
 )
 from vtfusion.app import cli, demo, demo_answer
-from vtfusion.app.demo_answer import Limits, answer, read_inputs
+from vtfusion.app.demo_answer import Limits, answer, preview, read_inputs
 from vtfusion.app.demo_examples import DemoExample, find_examples
 from vtfusion.app.space import requirements, write_space
 from vtfusion.training.files import seal
@@ -162,6 +163,13 @@ def test_several_pictures_share_the_attention(pipe, worker):
     assert "With the pictures" in page.text
 
 
+@pytest.mark.parametrize(("size", "shown"), [((1, 640), (1, 320)), ((2, 1400), (1, 320)), ((2000, 3), (320, 1))])
+def test_a_strip_is_shown_a_pixel_wide(pipe, worker, size, shown):
+    for page in (answer(pipe, worker, LIMITS, "Paris", [png(size=size)]), preview(LIMITS, [png(size=size)])):
+        pictures = re.findall(r"data:image/jpeg;base64,([^\"]+)", page)
+        assert {Image.open(io.BytesIO(base64.b64decode(picture))).size for picture in pictures} == {shown}
+
+
 @pytest.mark.parametrize("text", ["<script>alert(1)</script> paris", "a & b < paris > \"'", "paris {{x}} ${y}"])
 def test_texts_are_shown_as_they_are(pipe, worker, text):
     page = answer(pipe, worker, LIMITS, text, [png()])
@@ -182,6 +190,7 @@ CUT = png(size=(300, 200))[:200]
         (None, None, "type a text first"),
         (" \n ", [png()], "type a text first"),
         ("a" * 301, None, "301 characters; this demo takes 300 at most"),
+        ("fox \ud800", None, "The text has a broken character"),
         ("fox", [png()] * 5, "5 pictures; this demo takes 4 at most"),
         ("fox", [png(), b"no picture"], "Picture 2 cannot be read"),
         ("fox", [b""], "Picture 1 cannot be read"),
