@@ -112,7 +112,7 @@ def test_a_folder_has_one_writer_until_it_is_released(tmp_path):
     claim_folder(tmp_path)  # its own folder
     refused = claim_in_another_process()
     release_folder(tmp_path)
-    assert refused.returncode == 1 and "Another run is writing into" in refused.stderr
+    assert refused.returncode == 1 and "OSError: Another run is writing into" in refused.stderr
     assert claim_in_another_process().returncode == 0  # and it ended without a release
     claim_folder(tmp_path, patience=0.1)
     release_folder(tmp_path)

@@ -144,7 +144,7 @@ def claim_folder(folder: str | os.PathLike, patience: float = 10.0) -> None:
             loader of a killed run.
 
     Raises:
-        `RuntimeError`: another process has claimed it.
+        `OSError`: another process has claimed it.
     """
     folder = Path(folder).resolve()
     if folder in _claims:
@@ -154,7 +154,7 @@ def claim_folder(folder: str | os.PathLike, patience: float = 10.0) -> None:
     try:
         lock.acquire(timeout=patience)
     except Timeout:
-        raise RuntimeError(
+        raise OSError(
             f"Another run is writing into {folder}. Wait for it, or give this one another `output_dir`."
         ) from None
     _claims[folder] = lock

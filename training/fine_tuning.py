@@ -58,7 +58,7 @@ def start_run(training_args: VTFusionTrainingArguments) -> None:
     [`write_results`] or the end of the process.
 
     Raises:
-        `RuntimeError`: another run is writing into `output_dir`.
+        `OSError`: another run is writing into `output_dir`.
     """
     if training_args.process_index == 0:
         claim_folder(training_args.output_dir)

@@ -520,7 +520,7 @@ def save_paired_dataset(
 
     Raises:
         `ValueError`: The pictures are to be paths, but one has no file (a blank one).
-        `RuntimeError`: Another process is writing into the folder.
+        `OSError`: Another process is writing into the folder.
     """
     claim_folder(output_dir)
     unfinished = Path(output_dir, UNFINISHED)
