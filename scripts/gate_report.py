@@ -13,9 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transformers import HfArgumentParser
-
-from vtfusion.training.arguments import GateDataArguments, VTFusionTrainingArguments
+from vtfusion.training.arguments import GateDataArguments, ScriptArgumentParser, VTFusionTrainingArguments
 
 if TYPE_CHECKING:
     import PIL.Image
@@ -112,4 +110,4 @@ def draw_example(
 
 
 if __name__ == "__main__":
-    main(*HfArgumentParser((GateArguments, GateDataArguments)).parse_args_into_dataclasses())
+    main(*ScriptArgumentParser((GateArguments, GateDataArguments)).parse_args_into_dataclasses())

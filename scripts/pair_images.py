@@ -34,9 +34,7 @@ installed, `contact_sheet.png`.
 from dataclasses import dataclass, field
 from typing import Any
 
-from transformers import HfArgumentParser
-
-from vtfusion.training.arguments import TokenSourceArguments
+from vtfusion.training.arguments import ScriptArgumentParser, TokenSourceArguments
 
 # What a strategy needs, and what else it takes. All other flags of this list are refused: one that did nothing would
 # pass for one that did.
@@ -248,4 +246,4 @@ def main(source_args: TokenSourceArguments, args: PairingArguments) -> None:
 
 
 if __name__ == "__main__":
-    main(*HfArgumentParser((TokenSourceArguments, PairingArguments)).parse_args_into_dataclasses())
+    main(*ScriptArgumentParser((TokenSourceArguments, PairingArguments)).parse_args_into_dataclasses())

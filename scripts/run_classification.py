@@ -23,13 +23,12 @@ processor and code, `results.json`, `test_report.txt` and `test_predictions.json
 
 from typing import Any
 
-from transformers import HfArgumentParser
-
 from vtfusion.training.arguments import (
     AblationArguments,
     ClassificationDataArguments,
     ModelArguments,
     RunArguments,
+    ScriptArgumentParser,
     VTFusionTrainingArguments,
 )
 
@@ -106,7 +105,7 @@ def ablate(
 
 
 if __name__ == "__main__":
-    parser = HfArgumentParser(
+    parser = ScriptArgumentParser(
         (ModelArguments, ClassificationDataArguments, AblationArguments, VTFusionTrainingArguments)
     )
     parser.set_defaults(metric_for_best_model="macro_f1")

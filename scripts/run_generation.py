@@ -27,14 +27,13 @@ Writes to `output_dir`: the model with its processor and code, `results.json`, `
 from functools import partial
 from typing import Any
 
-from transformers import HfArgumentParser
-
 from vtfusion.training.arguments import (
     AblationArguments,
     GenerationArguments,
     GenerationDataArguments,
     GenerationModelArguments,
     RunArguments,
+    ScriptArgumentParser,
     VTFusionTrainingArguments,
 )
 
@@ -128,7 +127,7 @@ def ablate(
 
 
 if __name__ == "__main__":
-    parser = HfArgumentParser(
+    parser = ScriptArgumentParser(
         (
             GenerationModelArguments,
             GenerationDataArguments,

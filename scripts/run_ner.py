@@ -25,12 +25,11 @@ Writes to `output_dir`: the model with its processor and code, `results.json`, `
 
 from typing import Any
 
-from transformers import HfArgumentParser
-
 from vtfusion.training.arguments import (
     AblationArguments,
     ModelArguments,
     RunArguments,
+    ScriptArgumentParser,
     TokenDataArguments,
     VTFusionTrainingArguments,
 )
@@ -100,7 +99,7 @@ def ablate(
 
 
 if __name__ == "__main__":
-    parser = HfArgumentParser((ModelArguments, TokenDataArguments, AblationArguments, VTFusionTrainingArguments))
+    parser = ScriptArgumentParser((ModelArguments, TokenDataArguments, AblationArguments, VTFusionTrainingArguments))
     model_args, data_args, ablation_args, training_args = parser.parse_args_into_dataclasses()
     if ablation_args.image_ablation:
         ablate(model_args, data_args, training_args, ablation_args.seeds)

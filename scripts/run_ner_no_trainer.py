@@ -17,9 +17,13 @@ on after a crash, early stopping, the Hub), `run_ner.py` has.
 from dataclasses import dataclass, field
 from typing import Any
 
-from transformers import HfArgumentParser
-
-from vtfusion.training.arguments import ModelArguments, RunArguments, TokenDataArguments, VTFusionTrainingArguments
+from vtfusion.training.arguments import (
+    ModelArguments,
+    RunArguments,
+    ScriptArgumentParser,
+    TokenDataArguments,
+    VTFusionTrainingArguments,
+)
 
 
 @dataclass
@@ -167,4 +171,4 @@ def main(model_args: ModelArguments, data_args: TokenDataArguments, args: LoopAr
 
 
 if __name__ == "__main__":
-    main(*HfArgumentParser((ModelArguments, TokenDataArguments, LoopArguments)).parse_args_into_dataclasses())
+    main(*ScriptArgumentParser((ModelArguments, TokenDataArguments, LoopArguments)).parse_args_into_dataclasses())

@@ -26,13 +26,12 @@ Writes to `output_dir`: the model with its processor and code, and `results.json
 
 from typing import Any
 
-from transformers import HfArgumentParser
-
 from vtfusion.training.arguments import (
     CaptionDataArguments,
     ModelArguments,
     PretrainingArguments,
     RunArguments,
+    ScriptArgumentParser,
     VTFusionTrainingArguments,
     random_order,
 )
@@ -106,6 +105,8 @@ def run(
 
 
 if __name__ == "__main__":
-    parser = HfArgumentParser((ModelArguments, CaptionDataArguments, PretrainingArguments, VTFusionTrainingArguments))
+    parser = ScriptArgumentParser(
+        (ModelArguments, CaptionDataArguments, PretrainingArguments, VTFusionTrainingArguments)
+    )
     parser.set_defaults(metric_for_best_model="loss", **random_order())
     run(*parser.parse_args_into_dataclasses())

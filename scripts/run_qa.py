@@ -24,13 +24,12 @@ the true, shuffled, blank and no image, and prints one table and a verdict.
 
 from typing import Any
 
-from transformers import HfArgumentParser
-
 from vtfusion.training.arguments import (
     AblationArguments,
     ModelArguments,
     QuestionDataArguments,
     RunArguments,
+    ScriptArgumentParser,
     VTFusionTrainingArguments,
 )
 
@@ -95,7 +94,9 @@ def ablate(
 
 
 if __name__ == "__main__":
-    parser = HfArgumentParser((ModelArguments, QuestionDataArguments, AblationArguments, VTFusionTrainingArguments))
+    parser = ScriptArgumentParser(
+        (ModelArguments, QuestionDataArguments, AblationArguments, VTFusionTrainingArguments)
+    )
     parser.set_defaults(metric_for_best_model="f1")
     model_args, data_args, ablation_args, training_args = parser.parse_args_into_dataclasses()
     if ablation_args.image_ablation:

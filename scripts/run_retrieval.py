@@ -24,13 +24,12 @@ Writes to `output_dir`: the model with its processor and code, `results.json`, `
 
 from typing import Any
 
-from transformers import HfArgumentParser
-
 from vtfusion.training.arguments import (
     CaptionDataArguments,
     ModelArguments,
     RetrievalArguments,
     RunArguments,
+    ScriptArgumentParser,
     VTFusionTrainingArguments,
     random_order,
 )
@@ -91,6 +90,8 @@ def run(
 
 
 if __name__ == "__main__":
-    parser = HfArgumentParser((ModelArguments, CaptionDataArguments, RetrievalArguments, VTFusionTrainingArguments))
+    parser = ScriptArgumentParser(
+        (ModelArguments, CaptionDataArguments, RetrievalArguments, VTFusionTrainingArguments)
+    )
     parser.set_defaults(metric_for_best_model="recall_mean", **random_order())
     run(*parser.parse_args_into_dataclasses())

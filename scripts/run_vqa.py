@@ -23,13 +23,12 @@ Writes to `output_dir`: the model with its processor and code, `results.json`, `
 
 from typing import Any
 
-from transformers import HfArgumentParser
-
 from vtfusion.training.arguments import (
     AblationArguments,
     AnswerDataArguments,
     ModelArguments,
     RunArguments,
+    ScriptArgumentParser,
     VTFusionTrainingArguments,
 )
 
@@ -90,7 +89,7 @@ def ablate(
 
 
 if __name__ == "__main__":
-    parser = HfArgumentParser((ModelArguments, AnswerDataArguments, AblationArguments, VTFusionTrainingArguments))
+    parser = ScriptArgumentParser((ModelArguments, AnswerDataArguments, AblationArguments, VTFusionTrainingArguments))
     parser.set_defaults(metric_for_best_model="accuracy")
     model_args, data_args, ablation_args, training_args = parser.parse_args_into_dataclasses()
     if ablation_args.image_ablation:

@@ -1,9 +1,10 @@
-"""Command-line arguments that the task scripts share, for `HfArgumentParser`."""
+"""Command-line arguments that the task scripts share, and their parser."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
 
-from transformers import TrainingArguments
+from transformers import HfArgumentParser, TrainingArguments
 
 
 @dataclass
@@ -488,3 +489,13 @@ def random_order() -> dict[str, Any]:
     if "train_sampling_strategy" in TrainingArguments.__dataclass_fields__:
         return {"train_sampling_strategy": "random"}
     return {"group_by_length": False}
+
+
+class ScriptArgumentParser(HfArgumentParser):
+    """`HfArgumentParser` that ends at an unknown flag as at any other wrong one: with the usage and exit code 2."""
+
+    def parse_args_into_dataclasses(self, args: Sequence[str] | None = None, **kwargs: Any) -> tuple[Any, ...]:
+        *parsed, unknown = super().parse_args_into_dataclasses(args, return_remaining_strings=True, **kwargs)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return tuple(parsed)
