@@ -75,6 +75,8 @@ def main(model_args: ModelArguments, data_args: TokenDataArguments, args: LoopAr
     start_run(training_args)
     with training_args.main_process_first(desc="loading the data"):
         dataset = load_splits(data_args, model_args.model_name_or_path, model_args.model_revision)
+    if "train" not in dataset:
+        raise ValueError("There is no train split: give one, as with --train_file. `run_ner.py` tests alone.")
     label_names = next(iter(dataset.values())).features["ner_tags"].feature.names
     model, processor = load_model(VTFusionForTokenClassification, model_args, label_names)
     processor.decoding = data_args.decoding or processor.decoding

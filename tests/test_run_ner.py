@@ -4,8 +4,10 @@ import itertools
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -16,7 +18,8 @@ from transformers import AutoTokenizer, HfArgumentParser, TrainingArguments
 from running import SCRIPTS, losses, no_dropout
 from running import run_on_sample as run
 from vtfusion import VTFusionForTokenClassification, VTFusionProcessor
-from vtfusion.training.arguments import TokenDataArguments
+from vtfusion.training.arguments import ModelArguments, TokenDataArguments
+from vtfusion.training.files import release_folder
 from vtfusion.training.token_classification import encode_windows, load_splits
 
 # The order of the training rows must be known to compare with another loop, or between one process and two.
@@ -87,6 +90,16 @@ def test_plain_loop_writes_what_the_trainer_writes(sample, tmp_path):
     again = run(sample, tmp_path / "b", "--model_name_or_path", str(tmp_path), "--num_train_epochs", "0")
     assert again["test"] == results["test"]
     assert VTFusionProcessor.from_pretrained(tmp_path).decoding == "viterbi"
+
+
+def test_plain_loop_asks_for_what_it_trains_on(tmp_path):
+    file = tmp_path / "test.conll"
+    file.write_text("in O\nRome B-LOC\n")
+    main = runpy.run_path(str(SCRIPTS / "run_ner_no_trainer.py"))["main"]
+    loop_args = SimpleNamespace(output_dir=str(tmp_path / "out"), seed=0)
+    with pytest.raises(ValueError, match=r"no train split: give one, as with --train_file.*run_ner\.py.* tests alone"):
+        main(ModelArguments(text_model="none"), TokenDataArguments(test_file=str(file)), loop_args)
+    release_folder(tmp_path / "out")
 
 
 def test_trained_encoders_and_test_alone(sample, tmp_path):
