@@ -1,5 +1,6 @@
 import json
 import logging
+import os
 from pathlib import Path
 
 import pandas as pd
@@ -249,6 +250,25 @@ def test_conll_of_tweets(load, tmp_path):
     (tmp_path / "pictures" / "8.jpg").unlink()
     with pytest.raises(FileNotFoundError, match=r"row 2, field `image`: the image file .*8\.jpg is missing"):
         load(train_file=tmp_path / "a.txt", image_folder=tmp_path / "pictures")
+
+
+def test_conll_image_ids_are_names_of_images(load, tmp_path):
+    ids = [f"{number}.{number}" for number in range(20)]
+    text = write(tmp_path / "a.txt", "".join(f"IMGID:{id_}\na O\n\n" for id_ in ids))
+    (tmp_path / "pictures").mkdir()
+    for place, id_ in enumerate(ids):
+        (tmp_path / "pictures" / f"{id_}{('.png', '.JPG', '.webp', '')[place % 4]}").touch()
+        for ending in (".txt", ".json", ".npy"):
+            (tmp_path / "pictures" / f"{id_}{ending}").touch()
+    (tmp_path / "pictures" / f"{ids[0]}.tiff").mkdir()
+    dataset = load(train_file=text, image_folder=tmp_path / "pictures")["train"]
+    found = [os.path.basename(row[0]["path"]) for row in dataset["images"]]
+    assert found == [f"{id_}{('.png', '.JPG', '.webp', '')[place % 4]}" for place, id_ in enumerate(ids)]
+    (tmp_path / "pictures" / "17.17.gif").touch()
+    (tmp_path / "pictures" / "another.gif").touch()
+    (tmp_path / "pictures" / "another.png").touch()
+    with pytest.raises(ValueError, match=r"a\.txt\), row 17, field `image`: .*: 17\.17\.JPG and 17\.17\.gif"):
+        load(train_file=text, image_folder=tmp_path / "pictures")
 
 
 @pytest.mark.parametrize(

@@ -6,11 +6,13 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Unpack
 
+import PIL.Image
 import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset, DatasetDict, Features, IterableDataset, IterableDatasetDict, List, Value
 from datasets.exceptions import DatasetGenerationError
 
+from ..images_vtfusion import IMAGE_FORMATS
 from .columns import (
     TrainedLabels,
     class_label_names,
@@ -78,7 +80,8 @@ def load_token_classification_dataset(
             `"IOB1"`, `"IOB2"`, `"BIOES"` or `"BILOU"`. Detected by default.
         origin (*optional*):
             Files instead of `dataset_name`, and all else that says where data is, see [`~training.sources.Origin`]. For
-            CoNLL files with `IMGID:` lines `image_folder` is the folder with the images, each named after its id.
+            CoNLL files with `IMGID:` lines `image_folder` is the folder with the images, each named after its id, with the
+            ending of an image or without; other files there do not matter.
 
     Returns:
         `DatasetDict`: Each split has `tokens` (`List(Value("string"))`), `ner_tags` (`List(ClassLabel)`, IOB2, with the
@@ -188,11 +191,28 @@ def _load_conll(path: str, split: str, image_base: str | None, cache_dir: str | 
             raise error.__cause__ from None
         raise
     if has_image_ids and image_base is not None:
-        names = {os.path.splitext(entry.name)[0]: entry.name for entry in os.scandir(image_base)}
-        dataset = dataset.add_column(
-            "image", [id_ if id_ is None else names.get(id_, f"{id_}.jpg") for id_ in dataset["image_id"]]
-        )
+        dataset = dataset.add_column("image", _image_names(dataset["image_id"], image_base, f"{split} split ({path})"))
     return dataset
+
+
+def _image_names(ids: Iterable[str | None], folder: str, where: str) -> list[str | None]:
+    """The file of each id: an image in the folder that is named after it, with an ending or without."""
+    endings = {ending for ending, kind in PIL.Image.registered_extensions().items() if kind in IMAGE_FORMATS}
+    files: dict[str, list[str]] = {}
+    for entry in os.scandir(folder):
+        if entry.is_file():
+            stem, ending = os.path.splitext(entry.name)
+            files.setdefault(stem if ending.lower() in endings else entry.name, []).append(entry.name)
+    names: list[str | None] = []
+    for row, id_ in enumerate(ids):
+        found = [] if id_ is None else sorted(files.get(id_, [f"{id_}.jpg"]))
+        if len(found) > 1:
+            raise ValueError(
+                f"{at(where, row, 'image')}: several images in {folder} are named after the id {shorten(id_)}: "
+                f"{' and '.join(found)}. Leave one there."
+            )
+        names.append(found[0] if found else None)
+    return names
 
 
 def _stream_conll(path: str) -> IterableDataset:
