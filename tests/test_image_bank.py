@@ -1,4 +1,5 @@
 import pickle
+import unicodedata
 
 import pytest
 
@@ -76,6 +77,19 @@ def test_runs_are_no_longer_than_asked_for():
 def test_fold():
     assert fold("Atlético  MADRID") == fold("atletico madrid") == "atletico madrid"
     assert fold("Straße") == "strasse"
+    assert fold("ÉLÁN ΑΘΉΝΑ Ệ") == "elan αθηνα e"  # composed or not, one mark or two
+
+
+@pytest.mark.parametrize(
+    ("text", "other"), [("パリ", "ハリ"), ("バス", "ハス"), ("क्ल", "कल"), ("Толстой", "Толстои"), ("ﾊﾟﾘ", "ハリ")]
+)
+def test_marks_that_make_another_letter_stay(text, other):
+    """Paris is no needle and a bus no lotus; a joined and a whole syllable; й and и; half the width is the same word."""
+    bank = ImageBank([BankImage("a", "a.jpg", text)], match_case="ignore")
+    for form in ("NFC", "NFD", "NFKC", "NFKD"):
+        words = unicodedata.normalize(form, text).upper()
+        assert found(bank, words) == [(words, "a")]
+    assert found(bank, other) == []
 
 
 def test_captions(tmp_path):

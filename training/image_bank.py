@@ -66,9 +66,18 @@ class ImageMatch:
 
 @lru_cache(maxsize=65536)  # a corpus says the same words over and over
 def fold(text: str) -> str:
-    """Text without case and accents and with single spaces: `"Atlético  MADRID"` → `"atletico madrid"`."""
-    decomposed = unicodedata.normalize("NFKD", text)
-    return " ".join("".join(c for c in decomposed if not unicodedata.combining(c)).casefold().split())
+    """
+    Text without case and accents and with single spaces: `"Atlético  MADRID"` → `"atletico madrid"`. Accents are the
+    marks of Latin and Greek letters; in other scripts a mark makes another letter (`"パ"` is not `"ハ"`).
+    """
+    kept, has_accents = [], False
+    for character in unicodedata.normalize("NFKD", text):
+        if not unicodedata.combining(character):
+            has_accents = unicodedata.name(character, "").startswith(("LATIN ", "GREEK "))
+        elif has_accents:
+            continue
+        kept.append(character)
+    return " ".join(unicodedata.normalize("NFC", "".join(kept).casefold()).split())
 
 
 def _keep_case(text: str) -> str:
