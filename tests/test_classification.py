@@ -73,6 +73,35 @@ def test_class_scores_by_hand():
     assert [scores[f"{name}_support"] for name in "abc"] == [1, 2, 0]
 
 
+@pytest.mark.parametrize(
+    "names, called, resampled_as",
+    [
+        (["macro", "micro"], ["class_macro", "class_micro"], ["macro", "micro"]),
+        (["accuracy", "macro_f1"], ["accuracy", "macro_f1"], ["class_accuracy", "class_macro_f1"]),
+        (["macro", "class_macro"], ["class_class_macro", "class_macro"], ["macro", "class_macro"]),
+    ],
+)
+def test_a_class_never_takes_the_place_of_a_score_over_all(names, called, resampled_as, tmp_path):
+    probabilities, labels = np.array([[0.9, 0.1], [0.8, 0.2], [0.6, 0.4], [0.3, 0.7]]), np.array([0, 0, 1, 1])
+    plain, scores = (classification_scores(probabilities, labels, each) for each in (["a", "b"], names))
+    assert all(scores[name] == plain[name] for name in ("accuracy", "macro_f1", "calibration_error"))
+    assert scores["macro_f1"] == pytest.approx((4 / 5 + 2 / 3) / 2)
+    # nor is the class lost
+    assert [scores[f"{name}_f1"] for name in called] == pytest.approx([4 / 5, 2 / 3])
+    assert [scores[f"{name}_support"] for name in called] == [2, 2] and len(scores) == len(plain)
+    evaluator = TextEvaluator({"text": [""] * 4, "label": labels}, {"row": range(4)}, SINGLE, names)  # type: ignore[arg-type]
+    lines = evaluator.report(scores).splitlines()
+    assert [line.split()[0] for line in lines] == ["class", *names, "accuracy", "macro_f1", "calibration_error"]
+
+    true, guessed = ([names[i] for i in column] for column in (labels, probabilities.argmax(axis=1)))
+    pairs = zip(true, guessed, strict=True)
+    records = [{"label": t, "predicted": {"label": g}, "predicted_none": {"label": t}} for t, g in pairs]
+    counts = read_class_counts(write_run(tmp_path, records), SINGLE, names)["true"]
+    resampled = {name: value[0] for name, value in class_scores(counts.sum(axis=0)[None], SINGLE, names).items()}
+    expected = {"accuracy": 3 / 4, "macro_f1": scores["macro_f1"], resampled_as[0]: 4 / 5, resampled_as[1]: 2 / 3}
+    assert resampled == pytest.approx(expected)
+
+
 def test_scores_of_several_labels_by_hand():
     scores = classification_scores(np.array([[0.9, 0.6], [0.4, 0.5]]), np.array([[1, 0], [0, 1]]), ["a", "b"])
     assert scores["accuracy"] == 0.5

@@ -108,6 +108,22 @@ def test_worked_by_hand():
     assert (metrics["ORG_f1"], metrics["ORG_support"]) == (0.0, 0)
 
 
+@pytest.mark.parametrize("name", ["macro", "weighted", "F1", "accuracy"])
+def test_a_type_never_takes_the_place_of_a_score_over_all(name):
+    predictions, references = [["B-X", "B-PER", "O"]], [["B-X", "B-PER", "B-PER"]]
+    plain = compute_entity_metrics(predictions, references)
+    named = [[tag.replace("X", name) for tag in tags] for tags in (predictions[0], references[0])]
+    metrics = compute_entity_metrics(named[:1], named[1:])
+    of_type = f"class_{name}" if name in ("macro", "weighted") else name
+    assert metrics == {key.replace("X_", f"{of_type}_"): value for key, value in plain.items()}
+    assert (metrics["macro_f1"], metrics[f"{of_type}_f1"]) == (pytest.approx((1 + 2 / 3) / 2), 1)
+    assert f"\n{of_type} " in entity_report(metrics)
+
+    counts = entity_counts(named[:1], named[1:], ["PER", name])
+    resampled = {key: value[0] for key, value in entity_f1_scores(counts, ["PER", name]).items()}
+    assert resampled == pytest.approx({"F1": 4 / 5, "PER": 2 / 3, "class_F1" if name == "F1" else name: 1})
+
+
 @pytest.mark.parametrize(
     "predicted",
     [["B-PER", "O", "O"], ["B-PER", "B-PER", "O"], ["B-LOC", "I-LOC", "O"], ["B-PER", "I-PER", "I-PER"]],

@@ -13,7 +13,11 @@ from .classification_data import MULTI, REGRESSION, SINGLE, load_classification_
 from .fine_tuning import limit_rows, read_records
 from .images import RowKeys
 from .loading import trained_labels
+from .metrics import class_names
 from .windows import map_to_windows
+
+_OVERALL = ("accuracy", "macro_f1", "micro_f1", "calibration_error")
+_OF_CLASS = ("precision", "recall", "f1")
 
 
 def load_labelled_texts(
@@ -170,17 +174,13 @@ class TextEvaluator:
         lines = []
         if self.label_names:
             lines.append(f"{'class':<{width}}  precision  recall      F1  support")
-            for name in self.label_names:
-                values = [100 * scores[f"{name}_{key}"] for key in ("precision", "recall", "f1")]
+            for label, name in zip(self.label_names, _score_names(self.label_names), strict=True):
+                values = [100 * scores[f"{name}_{key}"] for key in _OF_CLASS]
                 cells = f"{values[0]:9.2f}  {values[1]:6.2f}  {values[2]:6.2f}"
-                lines.append(f"{name:<{width}}  {cells}  {scores[f'{name}_support']:7d}")
-        overall = {name: value for name, value in scores.items() if not self._of_class(name)}
-        lines.extend(f"{name:<{width}}  {value:.4f}" for name, value in overall.items())
+                lines.append(f"{label:<{width}}  {cells}  {scores[f'{name}_support']:7d}")
+        overall = [name for name in scores if not self.label_names or name in _OVERALL]
+        lines.extend(f"{name:<{width}}  {scores[name]:.4f}" for name in overall)
         return "\n".join(lines)
-
-    def _of_class(self, name: str) -> bool:
-        endings = ("precision", "recall", "f1", "support")
-        return any(name == f"{label}_{ending}" for label in self.label_names for ending in endings)
 
     def records(self, predictions: tuple[np.ndarray, ...], image_keys: Sequence[RowKeys]) -> list[dict[str, Any]]:
         """For each text its words, its true and its predicted label."""
@@ -205,11 +205,16 @@ class TextEvaluator:
         return float(label)
 
 
+def _score_names(label_names: Sequence[str]) -> list[str]:
+    return class_names(label_names, _OVERALL, [f"_{key}" for key in (*_OF_CLASS, "support")])
+
+
 def classification_scores(
     probabilities: np.ndarray, labels: np.ndarray, label_names: Sequence[str]
 ) -> dict[str, float | int]:
     """
-    Accuracy, macro F1 and calibration, and precision, recall, F1 and support of each class (scikit-learn's).
+    Accuracy, macro F1 and calibration, and precision, recall, F1 and support of each class (scikit-learn's), under the
+    names `positive_f1` and so on; see [`class_names`] for classes such as "macro".
 
     Args:
         probabilities (`np.ndarray` of shape `(n, classes)`): predicted.
@@ -233,8 +238,8 @@ def classification_scores(
     else:
         scores["calibration_error"] = expected_calibration_error(probabilities, true)
     by_class = precision_recall_fscore_support(true, predicted, labels=classes, zero_division=0)
-    for index, name in enumerate(label_names):
-        for key, values in zip(("precision", "recall", "f1"), by_class[:3], strict=True):
+    for index, name in enumerate(_score_names(label_names)):
+        for key, values in zip(_OF_CLASS, by_class[:3], strict=True):
             scores[f"{name}_{key}"] = float(values[index])
         scores[f"{name}_support"] = int(by_class[3][index])
     return scores
@@ -290,8 +295,8 @@ def read_class_counts(
 
 def class_scores(totals: np.ndarray, problem_type: str, label_names: Sequence[str]) -> dict[str, np.ndarray]:
     """
-    Scores from sums of [`read_class_counts`], each of shape `(n,)`: accuracy, macro F1 and the F1 of each class; for
-    regression R squared.
+    Scores from sums of [`read_class_counts`], each of shape `(n,)`: accuracy, macro F1 and the F1 of each class, under its
+    name (see [`class_names`] for a class "accuracy"); for regression R squared.
     """
     if problem_type == REGRESSION:
         texts, error, total, squares = np.moveaxis(totals[:, 0], -1, 0)
@@ -300,5 +305,5 @@ def class_scores(totals: np.ndarray, problem_type: str, label_names: Sequence[st
         return {"r2": 1 - np.divide(error, spread, out=np.ones(error.shape), where=spread > 0)}
     hits, size = totals[:, :-1, 0], totals[:, :-1, 1] + totals[:, :-1, 2]
     f1 = np.divide(2 * hits, size, out=np.zeros(size.shape), where=size > 0)
-    by_class = {name: f1[:, index] for index, name in enumerate(label_names)}
+    by_class = {name: f1[:, index] for index, name in enumerate(class_names(label_names, _OVERALL))}
     return {"accuracy": totals[:, -1, 0] / totals[:, -1, 1], "macro_f1": f1.mean(axis=1), **by_class}

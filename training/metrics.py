@@ -1,7 +1,10 @@
-"""Scores for entity recognition: the strict entity F1 metric, in the shapes that `Trainer` and a paper's table want."""
+"""
+Scores for entity recognition: the strict entity F1 metric, in the shapes that `Trainer` and a paper's table want; and
+what the scores of a single class are called.
+"""
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +17,37 @@ if TYPE_CHECKING:
 
 
 _SCORES = ("precision", "recall", "f1")
+
+
+def class_names(names: Sequence[str], overall: Collection[str], endings: Sequence[str] = ("",)) -> list[str]:
+    """
+    What the scores of each class are called: by its name, unless that would be the name of a score over all classes; then
+    with `class_` before it. A class "macro" does not become the macro average.
+
+    Args:
+        names (`Sequence[str]`): The classes, or types of entities.
+        overall (`Collection[str]`): The scores over all.
+        endings (`Sequence[str]`, *optional*): What follows the name in the scores of a class, such as `"_f1"`.
+
+    Returns:
+        `list[str]`: As many names, all different.
+
+    Example:
+
+    ```python
+    >>> from vtfusion.training.metrics import class_names
+
+    >>> class_names(["macro", "PER"], {"f1", "macro_f1"}, ["_f1"])
+    ['class_macro', 'PER']
+    ```
+    """
+    called = []
+    for name in names:
+        unique = name
+        while any(f"{unique}{ending}" in overall for ending in endings) or (unique != name and unique in names):
+            unique = f"class_{unique}"
+        called.append(unique)
+    return called
 
 
 def load_entity_f1(**kwargs: Any) -> "EvaluationModule":
@@ -64,7 +98,7 @@ def compute_entity_metrics(
     Returns:
         `dict[str, float | int]`: `f1`, `precision`, `recall` (micro average), `accuracy` (over words), `support`,
         `macro_f1`, `weighted_f1` and so on, and for each entity type `PER_f1`, `PER_precision`, `PER_recall`,
-        `PER_support`.
+        `PER_support`; see [`class_names`] for types such as "macro".
 
     Raises:
         `ValueError`: The two differ in length (the row is named), a tag is not IOB2 (row, position and tag are named),
@@ -90,8 +124,9 @@ def compute_entity_metrics(
         zero_division=zero_division,
     )
     per_type = results.pop("per_type")
-    for entity_type, scores in per_type.items():
-        results |= {f"{entity_type}_{key}": value for key, value in scores.items()}
+    names = class_names(list(per_type), set(results), [f"_{key}" for key in (*_SCORES, "support")])
+    for name, scores in zip(names, per_type.values(), strict=True):
+        results |= {f"{name}_{key}": value for key, value in scores.items()}
     return results
 
 
@@ -185,12 +220,12 @@ def entity_f1_scores(totals: np.ndarray, entity_types: Sequence[str]) -> dict[st
         entity_types (`Sequence[str]`): The types.
 
     Returns:
-        `dict[str, np.ndarray]`: `"F1"` and one entry for each type, of shape `(n,)`.
+        `dict[str, np.ndarray]`: `"F1"` and one entry for each type, of shape `(n,)`; see [`class_names`] for a type "F1".
     """
 
     def f1(counts: np.ndarray) -> np.ndarray:
         right, size = counts[..., 0], counts[..., 1] + counts[..., 2]
         return np.divide(2 * right, size, out=np.zeros(size.shape), where=size > 0)
 
-    by_type = {name: f1(totals[:, index]) for index, name in enumerate(entity_types)}
+    by_type = {name: f1(totals[:, index]) for index, name in enumerate(class_names(entity_types, {"F1"}))}
     return {"F1": f1(totals.sum(axis=1)), **by_type}
