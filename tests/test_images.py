@@ -3,6 +3,7 @@
 import io
 import resource
 import threading
+import time
 
 import numpy as np
 import PIL.Image
@@ -90,6 +91,41 @@ def test_shuffle_moves_every_image_to_another_row(seed):
     assert [new is None for new in shuffled] == [old is None for old in rows]
     assert sorted(map(str, shuffled)) == sorted(map(str, rows))
     assert shuffled == apply_condition(rows, "shuffled", seed)
+
+
+def share(rows, shuffled):
+    return [not set(old).isdisjoint(new) for old, new in zip(rows, shuffled, strict=True)]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_shuffled_images_are_none_of_the_row_wherever_that_can_be(seed):
+    for rows in (
+        [["x", "y"], ["y", "x"], ["z"], ["u", "v"]],
+        [["x"], ["x", "y"], ["y"], ["z"]],  # y for x, z for both, x for y, both for z, and no other way
+        [[str(i), "logo"] if i % 2 else [str(i)] for i in range(60)],
+        [[f"{i}-{place}" for place in range(3)] + [str(i % 9)] for i in range(60)],
+    ):
+        shuffled = apply_condition(rows, "shuffled", seed)
+        assert not any(share(rows, shuffled))
+        assert sorted(shuffled) == sorted(rows)
+    # where there is no such order, as few rows as can be, and another list at least
+    rows = [[str(i), "logo"] if i % 3 else [str(i)] for i in range(60)]
+    shuffled = apply_condition(rows, "shuffled", seed)
+    assert sum(share(rows, shuffled)) == 20
+    assert all(old != new for old, new in zip(rows, shuffled, strict=True))
+    assert apply_condition([["x"], ["x", "y"]], "shuffled", seed) == [["x", "y"], ["x"]]
+
+
+def test_the_shuffle_of_rows_with_one_image_is_the_one_of_former_studies():
+    rows = [[name] for name in "abcabcddda"]
+    assert [keys[0] for keys in apply_condition(rows, "shuffled", 3)] == list("bcddabacad")
+
+
+def test_shuffling_many_rows_takes_seconds():
+    rows = [[str(i), "logo"] if i % 20 == 0 else [str(i), str(i % 20_000)] for i in range(100_000)]
+    started = time.perf_counter()
+    assert not any(share(rows, apply_condition(rows, "shuffled")))
+    assert time.perf_counter() - started < 60
 
 
 def test_shuffle_of_one_image_only_cannot_move_it():

@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -178,9 +179,9 @@ def apply_condition(rows: Sequence[RowKeys], condition: str, seed: int = 0) -> l
 
     Args:
         rows (`Sequence[list[str] | None]`): keys of the images of each row.
-        condition (`str`): `"true"` leaves them; `"shuffled"` gives each row with images those of another row, a
-            different one wherever the data has one; `"blank"` puts a grey image in the place of each; `"none"` takes
-            them away.
+        condition (`str`): `"true"` leaves them; `"shuffled"` gives each row with images those of another row, of which
+            none is its own wherever the data has such, else at least other ones in all; `"blank"` puts a grey image in
+            the place of each; `"none"` takes them away.
         seed (`int`, *optional*, defaults to 0): of the shuffle.
     """
     if condition == "true":
@@ -191,24 +192,99 @@ def apply_condition(rows: Sequence[RowKeys], condition: str, seed: int = 0) -> l
         return [None if keys is None else [BLANK_KEY] * len(keys) for keys in rows]
     if condition != "shuffled":
         raise ValueError(f"`image_conditions` takes {', '.join(IMAGE_CONDITIONS)}; got {condition!r}.")
-    rng = random.Random(seed)
     places = [index for index, keys in enumerate(rows) if keys is not None]
-    donors = places.copy()
-    rng.shuffle(donors)
-    # A shuffle leaves some rows with their own image, or with a copy of it: those swap with another row.
-    for position, place in enumerate(places):
-        if rows[donors[position]] != rows[place]:
-            continue
-        others = list(range(len(places)))
-        rng.shuffle(others)
-        for other in others:
-            if rows[donors[other]] != rows[place] and rows[donors[position]] != rows[places[other]]:
-                donors[position], donors[other] = donors[other], donors[position]
-                break
     shuffled: list[RowKeys] = [None] * len(rows)
-    for place, donor in zip(places, donors, strict=True):
-        shuffled[place] = rows[donor]
+    for place, keys in zip(places, _shuffle([rows[place] or [] for place in places], seed), strict=True):
+        shuffled[place] = keys
     return shuffled
+
+
+def _shuffle(rows: Sequence[list[str]], seed: int) -> list[list[str]]:
+    """The lists in another order, in which as few as can be share an image with the one whose place they take."""
+    rng = random.Random(seed)
+    own = [frozenset(keys) for keys in rows]
+    donors = list(range(len(rows)))
+    rng.shuffle(donors)
+
+    def shares(row: int, holder: int) -> bool:
+        return not own[row].isdisjoint(own[donors[holder]])
+
+    # A shuffle leaves some rows with an image of their own: they exchange donors with others, most of them with one.
+    open_rows, in_all = (
+        donors.copy(),
+        frozenset[str](),
+    )  # whose donors may still change, and the images that all these have
+    for row in range(len(rows)):
+        if not shares(row, row) or not own[row].isdisjoint(in_all):
+            continue
+        if rows[donors[row]] == rows[row]:
+            others = list(range(len(rows)))
+            rng.shuffle(others)
+        else:  # so many may share some image that an order for each of them would take too long
+            start = rng.randrange(len(open_rows))
+            others = open_rows[start:] + open_rows[:start]
+        chain, unseen = _find_exchange(row, others, own, donors)
+        taken = [donors[holder] for holder in [*chain[1:], *chain[:1]]]
+        for taker, donor in zip(chain, taken, strict=True):
+            donors[taker] = donor
+        if not chain:
+            open_rows = unseen
+            in_all = frozenset.intersection(*(own[donors[other]] for other in open_rows))
+
+    # What is left has no donor without such an image: another list will do, if that costs no other row its donor.
+    settled: set[tuple[str, ...]] = set()
+    for row in range(len(rows)):
+        if rows[donors[row]] != rows[row] or tuple(rows[row]) in settled:
+            continue
+        start = rng.randrange(len(rows))
+        for other in [*range(start, len(rows)), *range(start)]:
+            differ = rows[donors[other]] != rows[row] and rows[donors[row]] != rows[other]
+            if differ and shares(row, other) + shares(other, row) <= 1 + shares(other, other):
+                donors[row], donors[other] = donors[other], donors[row]
+                break
+        else:
+            settled.add(tuple(rows[row]))
+    return [rows[donor] for donor in donors]
+
+
+def _find_exchange(
+    first: int, others: list[int], own: Sequence[frozenset[str]], donors: Sequence[int]
+) -> tuple[list[int], list[int]]:
+    """
+    Rows that exchange their donors so that more of them have one without an image of their own: each takes that of the
+    next, the last that of `first`. This is the search for an augmenting path in a bipartite matching, which finds one if
+    there is any.
+
+    Returns:
+        `tuple[list[int], list[int]]`: the rows, none if there are no such; and then those of `others` that were not come
+        by, `first` among them. The rest is of no use to any other row either.
+    """
+    before: dict[int, int] = {}
+    waiting = deque([first])
+    unseen = others
+    searched: set[frozenset[str]] = set()
+    in_all = frozenset[str]()
+    while waiting:
+        row = waiting.popleft()
+        if own[row] in searched or not own[row].isdisjoint(in_all):
+            continue
+        searched.add(own[row])
+        refused = []
+        for other in unseen:
+            if other == first or not own[row].isdisjoint(own[donors[other]]):
+                refused.append(other)
+                continue
+            before[other] = row
+            if own[other].isdisjoint(own[donors[first]]) or not own[other].isdisjoint(own[donors[other]]):
+                chain = [other]
+                while chain[-1] != first:
+                    chain.append(before[chain[-1]])
+                return chain[::-1], []
+            waiting.append(other)
+        if len(refused) < len(unseen):
+            in_all = frozenset.intersection(*(own[donors[other]] for other in refused))
+        unseen = refused
+    return [], unseen
 
 
 class FeatureCache:
