@@ -85,6 +85,7 @@ def ablate(
     from vtfusion.app.ablation_plot import save_ablation
     from vtfusion.training.ablation import ablate_images
     from vtfusion.training.classification import class_scores, load_labelled_texts, read_class_counts
+    from vtfusion.training.fine_tuning import labelled_splits
 
     dataset, problem_type, label_names = load_labelled_texts(
         data_args, model_args.model_name_or_path, model_args.model_revision
@@ -92,7 +93,7 @@ def ablate(
     metric = "r2" if problem_type == "regression" else training_args.metric_for_best_model
     report = ablate_images(
         run,
-        dataset,
+        labelled_splits(dataset, "label"),
         partial(read_class_counts, problem_type=problem_type, label_names=label_names),
         partial(class_scores, problem_type=problem_type, label_names=label_names),
         metric or "macro_f1",

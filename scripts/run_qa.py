@@ -39,7 +39,7 @@ def run(
 ) -> dict[str, Any]:
     """One training with its tests."""
     from vtfusion import VTFusionForQuestionAnswering
-    from vtfusion.training.fine_tuning import fine_tune, start_run
+    from vtfusion.training.fine_tuning import fine_tune, labelled_splits, start_run
     from vtfusion.training.images import prepare_images
     from vtfusion.training.loading import load_model
     from vtfusion.training.question_answering import QuestionEvaluator, encode_contexts, load_contexts
@@ -56,8 +56,9 @@ def run(
             for split, rows in dataset.items()
         }
     )
-    some_without = any(not answers["text"] for rows in dataset.values() for answers in rows["answers"])
-    if data_args.null_threshold and not some_without:
+    labelled = labelled_splits(dataset, "answers")
+    some_without = any(not answers["text"] for split in labelled for answers in dataset[split]["answers"])
+    if data_args.null_threshold and labelled and not some_without:
         raise ValueError("`null_threshold` is for data with questions that have no answer; here all have one.")
     evaluators = {
         split: QuestionEvaluator(
@@ -65,7 +66,8 @@ def run(
             windows[split],
             processor,
             max_answer_length=data_args.max_answer_length,
-            allow_no_answer=some_without,
+            # with nothing but rows to predict, only the flag can tell
+            allow_no_answer=some_without or bool(data_args.null_threshold),
             null_threshold=data_args.null_threshold,
         )
         for split, rows in dataset.items()
@@ -84,11 +86,20 @@ def ablate(
     """The study of `--image_ablation`."""
     from vtfusion.app.ablation_plot import save_ablation
     from vtfusion.training.ablation import ablate_images
+    from vtfusion.training.fine_tuning import labelled_splits
     from vtfusion.training.question_answering import answer_scores, load_contexts, read_answer_counts
 
     dataset = load_contexts(data_args)
     report = ablate_images(
-        run, dataset, read_answer_counts, answer_scores, "F1", model_args, data_args, training_args, seeds
+        run,
+        labelled_splits(dataset, "answers"),
+        read_answer_counts,
+        answer_scores,
+        "F1",
+        model_args,
+        data_args,
+        training_args,
+        seeds,
     )
     save_ablation(report, training_args.output_dir)
 

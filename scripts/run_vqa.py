@@ -79,11 +79,20 @@ def ablate(
     """The study of `--image_ablation`."""
     from vtfusion.app.ablation_plot import save_ablation
     from vtfusion.training.ablation import ablate_images
+    from vtfusion.training.fine_tuning import labelled_splits
     from vtfusion.training.visual_question_answering import accuracy_scores, load_questions, read_accuracy_counts
 
     dataset, _, _ = load_questions(data_args, model_args.model_name_or_path, model_args.model_revision)
     report = ablate_images(
-        run, dataset, read_accuracy_counts, accuracy_scores, "accuracy", model_args, data_args, training_args, seeds
+        run,
+        labelled_splits(dataset, "answers"),
+        read_accuracy_counts,
+        accuracy_scores,
+        "accuracy",
+        model_args,
+        data_args,
+        training_args,
+        seeds,
     )
     save_ablation(report, training_args.output_dir)
 

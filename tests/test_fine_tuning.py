@@ -1,16 +1,20 @@
 """One fine-tuning run: the best checkpoint and the one that a training goes on from are loaded whole."""
 
+import json
+from types import SimpleNamespace
+
 import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import EarlyStoppingCallback, default_data_collator
 
 from heads import make_head
+from running import run_script
 from tiny import tiny_inputs
 from vtfusion import VTFusionForTokenClassification
-from vtfusion.training.arguments import VTFusionTrainingArguments, random_order
+from vtfusion.training.arguments import RunArguments, VTFusionTrainingArguments, random_order
 from vtfusion.training.collator import FusionCollator
-from vtfusion.training.fine_tuning import build_trainer, train_model
+from vtfusion.training.fine_tuning import build_trainer, fine_tune, train_model
 from vtfusion.training.images import ImageStore
 from vtfusion.training.lora import add_lora
 from vtfusion.training.trainer import VTFusionTrainer
@@ -66,6 +70,38 @@ def test_the_best_checkpoint_is_loaded_whole_and_so_is_one_to_go_on_from(vision,
     trained, saved = train(tmp_path / "resumed", vision, **options)
     for found in (trained, saved):
         torch.testing.assert_close(found, load(best), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    "script, flag, column, field",
+    [
+        ("run_classification.py", "label_column", "several", "predicted"),
+        ("run_qa.py", "answers_column", "answers", "predicted_answer"),
+        ("run_vqa.py", "answer_column", "answer", "predicted_answer"),
+    ],
+)
+def test_a_test_split_without_labels_is_predicted_and_not_scored(script, flag, column, field, colours, tmp_path):
+    rows = [json.loads(line) for line in (colours / "test.jsonl").read_text().splitlines()]
+    unlabelled = tmp_path / "unlabelled.jsonl"
+    asked = ("text", "question", "context", "image")
+    unlabelled.write_text("".join(json.dumps({name: row[name] for name in asked}) + "\n" for row in rows))
+    where = ["--image_folder", str(colours), "--test_file", str(unlabelled)]
+    results = run_script(script, colours, tmp_path, f"--{flag}", column, *where)
+    assert "test" not in results and set(results["validation"]) == {"true"} and results["texts"]["test"] == 18
+    assert "test: 18 predictions written" in results["stdout"]
+    card = (tmp_path / "README.md").read_text()
+    assert "validation" in card and "split: test" not in card and "in test" not in card
+    records = [json.loads(line) for line in (tmp_path / "test_predictions.jsonl").read_text().splitlines()]
+    true = "answers" if "qa" in script else "label"
+    assert len(records) == 18 and all(record[true] is None for record in records)
+    assert all({field, f"{field}_none"} <= record.keys() for record in records)
+
+
+def test_a_validation_split_without_labels_cannot_choose_a_checkpoint(tmp_path):
+    judge = SimpleNamespace(labelled=False)
+    args = VTFusionTrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+    with pytest.raises(ValueError, match=r"validation split has no labels.*--eval_strategy no"):
+        fine_tune(None, None, None, {"train": []}, {"validation": judge}, RunArguments("", None, None, args))  # type: ignore[arg-type]
 
 
 def test_adapters_are_loaded_beside_a_trained_vision_encoder(tmp_path):

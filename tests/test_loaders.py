@@ -397,6 +397,17 @@ def test_contexts_of_words_and_ids(load):
     columns = {"question_column": "q", "context_column": "c", "answers_column": "a"}
     dataset = load(load_question_answering_dataset, named, test_file=[{"q": "Who?", "c": "x"}], **columns)
     assert dataset["train"]["answers"][0] == {"text": ["8.70"], "answer_start": [0]}
+    assert dataset["test"]["answers"][0] is None
+
+
+def test_a_split_without_answers_is_to_predict_and_not_to_have_none(load):
+    some = [asked("Rome"), asked(None)]
+    for test in ([{name: value for name, value in asked(None).items() if name != "answers"}], [asked(None)]):
+        dataset = load(load_question_answering_dataset, some, test_file=test)
+        assert dataset["test"]["answers"][:] == [None]
+        assert dataset["train"]["answers"][1] == {"text": [], "answer_start": []}
+        assert dataset["test"].features == dataset["train"].features
+    dataset = load(load_question_answering_dataset, some, test_file=some[::-1])
     assert dataset["test"]["answers"][0] == {"text": [], "answer_start": []}
 
 
@@ -489,9 +500,9 @@ def test_answers_to_choose_from(load):
     _, names = load(load_visual_question_answering_dataset, train, answer_names=["x", "b"])
     assert names == ["x", "b"]
     dataset, _ = load(load_visual_question_answering_dataset, test_file=[{"question": "?"}], answer_names=["x"])
-    assert dataset["test"][0] == {"question": "?", "answers": {"text": [], "score": []}}
+    assert dataset["test"][0] == {"question": "?", "answers": None}
     dataset, _ = load(load_visual_question_answering_dataset, train, test_file=vqa(None, None))
-    assert dataset["test"]["answers"][:] == [{"text": [], "score": []}] * 2
+    assert dataset["test"]["answers"][:] == [None] * 2
 
     trained = TrainedLabels(["d", "z", "c", "b", "a"])
     for kwargs in ({"train": train}, {"train": train, "max_answers": 2}, {"test_file": test}):

@@ -4,10 +4,16 @@ import json
 
 import numpy as np
 import pytest
+from datasets import Dataset
 
 from running import COLOURS, run_script
-from vtfusion import VTFusionForVisualQuestionAnswering
-from vtfusion.training.visual_question_answering import AnswerEvaluator, accuracy_scores, read_accuracy_counts
+from vtfusion import VTFusionForVisualQuestionAnswering, VTFusionProcessor
+from vtfusion.training.visual_question_answering import (
+    AnswerEvaluator,
+    accuracy_scores,
+    encode_questions,
+    read_accuracy_counts,
+)
 
 
 def test_accuracy_is_the_score_that_people_gave():
@@ -26,6 +32,16 @@ def test_accuracy_is_the_score_that_people_gave():
     scores = evaluator.score(answers)
     assert scores["accuracy"] == pytest.approx((1 + 1 / 3 + 0) / 3)
     assert scores["answerable"] == pytest.approx(2 / 3) and scores["support"] == 3
+
+
+def test_nobody_may_have_answered_a_question(bert):
+    answers = [{"text": ["no"], "score": [1.0]}, {"text": [], "score": []}]
+    rows = Dataset.from_dict({"question": ["the quick", "the lazy"], "answers": answers})
+    processor = VTFusionProcessor(tokenizer=bert)
+    windows = encode_questions(rows, processor, [None] * 2, ["yes", "no"], "single_label_classification")
+    assert windows["label"][:] == [1, -100]
+    scores = AnswerEvaluator(rows, windows, ["yes", "no"], "single_label_classification").score(["no", "yes"])
+    assert scores == {"accuracy": 0.5, "answerable": 0.5, "support": 2}
 
 
 @pytest.mark.parametrize("column, problem", [("answer", "single_label"), ("people", "multi_label")])

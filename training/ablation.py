@@ -370,7 +370,7 @@ def ablate_images(
         run (`Callable`):
             Trains and tests once, and writes `results.json` last; what it needs is in the arguments.
         splits (`Collection[str]`):
-            The splits of the data, of which it trains on `"train"` and tests on `"test"`.
+            The splits of the data that have labels, of which it trains on `"train"` and tests on `"test"`.
         read_counts (`Callable[[Path], dict[str, np.ndarray]]`):
             From the folder of a run to an array of shape `(examples, …)` for each condition it was tested with.
         scores (`Callable`):
@@ -390,7 +390,7 @@ def ablate_images(
         or no test text has an image.
     """
     if "test" not in splits or "train" not in splits:
-        raise ValueError("`image_ablation` needs a split to train on and one to test on.")
+        raise ValueError("`image_ablation` needs a split to train on and one to test on, with labels.")
     if data_args.image_conditions != DataArguments().image_conditions:
         raise ValueError("`image_conditions` would do nothing: `image_ablation` tests with all of them.")
     for args, flag in ((data_args, "text_only"), (training_args, "push_to_hub")):

@@ -10,7 +10,7 @@ from datasets import Dataset, DatasetDict
 from ..processing_vtfusion import VTFusionProcessor
 from .arguments import ClassificationDataArguments
 from .classification_data import MULTI, REGRESSION, SINGLE, load_classification_dataset
-from .fine_tuning import limit_rows, read_records
+from .fine_tuning import has_labels, limit_rows, read_records
 from .images import RowKeys
 from .loading import trained_labels
 from .metrics import class_names
@@ -57,15 +57,19 @@ def encode_labelled_texts(
         image_only (`bool`, *optional*, defaults to `False`): whether to put an empty text in the place of each.
 
     Returns:
-        `datasets.Dataset`: a row per window with the tokens, `label`, `row` (the text it is a part of), `length` and
-        `image_keys`.
+        `datasets.Dataset`: a row per window with the tokens, `label` (where the split has labels), `row` (the text it is a
+        part of), `length` and `image_keys`.
     """
+
+    labelled = has_labels(dataset, "label")
 
     def encode(batch: dict[str, list]) -> dict[str, list]:
         texts = [""] * len(batch["label"]) if image_only else batch["text"]
         windows = processor.encode_text(texts, text_pair=None if image_only else batch.get("text_pair"))
         windows.pop("word_positions")
-        return {**windows, "label": [batch["label"][row] for row in windows["row"]]}
+        if labelled:
+            windows["label"] = [batch["label"][row] for row in windows["row"]]
+        return windows
 
     return map_to_windows(dataset, encode, image_keys, num_proc)
 
@@ -139,6 +143,7 @@ class TextEvaluator:
         self.problem_type, self.label_names = problem_type, list(label_names)
         self.metric = metric or ("r2" if problem_type == REGRESSION else "macro_f1")
         self.texts: list[str] = list(dataset["text"])
+        self.labelled = has_labels(dataset, "label")
         self.labels = np.asarray(list(dataset["label"]))
         self.row_of_window: list[int] = list(windows["row"])
 
@@ -183,7 +188,7 @@ class TextEvaluator:
         return "\n".join(lines)
 
     def records(self, predictions: tuple[np.ndarray, ...], image_keys: Sequence[RowKeys]) -> list[dict[str, Any]]:
-        """For each text its words, its true and its predicted label."""
+        """For each text its words, its true label (`None` where it is not known) and its predicted one."""
         answers = self.answers(predictions)
         return [
             {
@@ -197,6 +202,8 @@ class TextEvaluator:
         ]
 
     def _true_label(self, index: int) -> Any:
+        if not self.labelled:
+            return None
         label = self.labels[index]
         if self.problem_type == SINGLE:
             return self.label_names[int(label)]

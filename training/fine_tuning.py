@@ -38,6 +38,7 @@ class Evaluator(Protocol):
 
     metric: str  # the score that sums it up, such as "f1"
     field: str  # what the prediction is called in a record, such as "predicted_tags"
+    labelled: bool  # whether the true answers are known; a split without is to predict, and has no scores
 
     def answers(self, predictions: Any) -> Sequence[Any]:
         """What is predicted for each row of the split."""
@@ -76,6 +77,16 @@ def limit_rows(dataset: DatasetDict, data_args: DataArguments) -> DatasetDict:
     return limited
 
 
+def has_labels(rows: Dataset, column: str) -> bool:
+    """Whether a split has something in the column that is to be predicted: the loaders leave none, or all of it, out."""
+    return rows[column][0] is not None
+
+
+def labelled_splits(dataset: DatasetDict, column: str) -> list[str]:
+    """The splits that can be learned from or scored, see [`has_labels`]."""
+    return [split for split, rows in dataset.items() if has_labels(rows, column)]
+
+
 def fine_tune(
     model: VTFusionPreTrainedModel,
     processor: VTFusionProcessor,
@@ -85,7 +96,8 @@ def fine_tune(
     run_args: RunArguments,
 ) -> dict[str, Any]:
     """
-    Trains on the windows of the split `"train"`, if there is one, and tests on the others.
+    Trains on the windows of the split `"train"`, if there is one, and tests on the others, or predicts where they have no
+    labels.
 
     Writes the model with its processor, code and card into `output_dir`, `test_report.txt`, `test_predictions.jsonl`
     (a line for each row, with the predictions under every image condition), and last `results.json`.
@@ -107,8 +119,18 @@ def fine_tune(
     Returns:
         `dict[str, Any]`: what stands in `results.json`: the scores by split and image condition, seconds, peak memory,
         seed and versions.
+
+    Raises:
+        `ValueError`: the validation split should choose the checkpoint, but has no labels.
     """
     judge = evaluators.get("validation")
+    if judge is not None and not judge.labelled:
+        if "train" in windows and run_args.training.eval_strategy != "no":
+            raise ValueError(
+                "The validation split has no labels, so it cannot choose the best checkpoint. Give another "
+                "`validation_file`, or --eval_strategy no --load_best_model_at_end False."
+            )
+        judge = None
     trainer = build_trainer(
         VTFusionTrainer,
         model,
@@ -283,6 +305,7 @@ def test_conditions(
 ) -> dict[str, Any]:
     """
     Tests under every image condition; prints and writes the report of each split, and writes `test_predictions.jsonl`.
+    Of a split without labels there are predictions only.
 
     Args:
         predict (`Callable`): from windows to the raw predictions for them, in their order.
@@ -290,7 +313,7 @@ def test_conditions(
         image_keys (`Mapping[str, list[list[str] | None]]`): for each split the keys of the images of each row.
 
     Returns:
-        `dict[str, Any]`: the scores by split and image condition.
+        `dict[str, Any]`: the scores by split and image condition, of those that have labels.
     """
     data_args, training_args = run_args.data, run_args.training
     is_main = training_args.process_index == 0
@@ -300,19 +323,22 @@ def test_conditions(
         conditions = ["none"] if data_args.text_only else data_args.image_conditions
         # The validation split chose the checkpoint; only its true images are of interest.
         conditions = conditions if split == "test" else conditions[:1]
+        if not evaluator.labelled and split != "test":
+            continue
         records: list[dict[str, Any]] = []
         for condition in conditions:
             keys = apply_condition(image_keys[split], condition, training_args.seed)
             predictions = predict(with_image_keys(windows[split], keys))
             answers = evaluator.answers(predictions)
-            scores = evaluator.score(answers)
-            results.setdefault(split, {})[condition] = scores
+            if evaluator.labelled:
+                results.setdefault(split, {})[condition] = evaluator.score(answers)
             if not is_main:
                 continue
             if condition == conditions[0]:
-                report = evaluator.report(scores)
-                print(f"\n{split}, image: {condition}\n{report}")
-                write_whole(Path(training_args.output_dir, f"{split}_report.txt"), report + "\n")
+                if evaluator.labelled:
+                    report = evaluator.report(results[split][condition])
+                    print(f"\n{split}, image: {condition}\n{report}")
+                    write_whole(Path(training_args.output_dir, f"{split}_report.txt"), report + "\n")
                 records = evaluator.records(predictions, keys) if split == "test" else []
             else:
                 for record, answer in zip(records, answers, strict=True):
@@ -320,6 +346,9 @@ def test_conditions(
         if is_main and split == "test":
             lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
             write_whole(Path(training_args.output_dir, "test_predictions.jsonl"), lines)
+            if not evaluator.labelled:
+                print(f"\ntest: {len(records):,} predictions written; without labels there are no scores")
+                continue
             metric = evaluator.metric
             scored = (f"{name} {format_score(metric, results[split][name][metric])}" for name in conditions)
             print(f"\ntest {metric} by image:  {'  '.join(scored)}")
@@ -344,15 +373,17 @@ def write_results(results: dict[str, Any], training_args: VTFusionTrainingArgume
 def write_card(
     config: VTFusionConfig, results: Mapping[str, Any], evaluators: Mapping[str, Evaluator], run_args: RunArguments
 ) -> None:
-    """The card with the main score of each split under every image condition; see [`write_model_card`]."""
+    """The card with the main score of each split that has any under every image condition; see [`write_model_card`]."""
     if run_args.training.process_index != 0:
         return
     scores = [
         Score(split, IMAGE_CONDITIONS[condition], evaluator.metric, float(of_condition[evaluator.metric]))
         for split, evaluator in evaluators.items()
+        if evaluator.labelled
         for condition, of_condition in results[split].items()
     ]
-    write_model_card(config, results, scores, run_args)
+    used = {split: count for split, count in results["texts"].items() if split == "train" or split in results}
+    write_model_card(config, {**results, "texts": used}, scores, run_args)
 
 
 def read_records(folder: str | os.PathLike, field: str) -> tuple[list[dict[str, Any]], dict[str, str]]:

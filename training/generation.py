@@ -394,6 +394,7 @@ class ResponseEvaluator:
     """
 
     field = "generated"
+    labelled = True
 
     def __init__(self, dataset: Dataset, prompts: Sequence[str], metric: str):
         self.references: list[list[str]] = list(dataset["responses"])

@@ -13,7 +13,7 @@ from datasets import Dataset, DatasetDict
 from ..processing_vtfusion import VTFusionBatch, VTFusionProcessor
 from ..words_vtfusion import Span, TextRow
 from .arguments import QuestionDataArguments
-from .fine_tuning import limit_rows, read_records
+from .fine_tuning import has_labels, limit_rows, read_records
 from .images import RowKeys
 from .messages import at
 from .question_data import load_question_answering_dataset
@@ -35,16 +35,16 @@ def encode_contexts(
 
     Args:
         dataset (`datasets.Dataset`): with `question`, `context`, and `answers`, `{"text": […], "answer_start": […]}`
-            with empty lists where there is no answer.
+            with empty lists where there is no answer, or `None` in all rows of a split that is to predict.
         processor ([`VTFusionProcessor`]): its `window_length` and `window_stride` decide the windows.
         image_keys (`Sequence[list[str] | None]`): for each row the keys of its images in an [`ImageStore`].
         num_proc (`int`, *optional*): processes to use.
 
     Returns:
         `datasets.Dataset`: a row per window with `input_ids`, `attention_mask`, `token_type_ids` (where the tokenizer
-        gives them), `start_positions` and `end_positions` (see [`answer_positions`]), `token_spans` (the characters of
-        the context that each token stands for, see [`VTFusionBatch`]), `row` (the row it is a part of), `length` and
-        `image_keys`.
+        gives them), `start_positions` and `end_positions` (see [`answer_positions`]; not in a split that is to predict),
+        `token_spans` (the characters of the context that each token stands for, see [`VTFusionBatch`]), `row` (the row it
+        is a part of), `length` and `image_keys`.
 
     Raises:
         ValueError: naming the row and the field, for a question that is empty or fills a window, or an answer that does
@@ -53,6 +53,7 @@ def encode_contexts(
     tokenizer = processor.tokenizer
     limit = processor.window_length or tokenizer.model_max_length
     room = limit - tokenizer.num_special_tokens_to_add(pair=True)
+    labelled = has_labels(dataset, "answers")
 
     def encode(batch: dict[str, list]) -> dict[str, list]:
         answers = []
@@ -61,7 +62,7 @@ def encode_contexts(
             for name, text in (("question", question), ("context", context)):
                 if not isinstance(text, str):
                     raise ValueError(f"{at(row=row, field=name)}: expected a string, got {text!r}")
-            answers.append(read_answers(given, context, row))
+            answers.append(read_answers(given, context, row) if labelled else [])
         questions = tokenizer(batch["question"], add_special_tokens=False, verbose=False)["input_ids"]
         for row, tokens in zip(batch["row"], questions, strict=True):
             # Token 0 stands for "no answer" and must be no part of one. Many language models put nothing like [CLS]
@@ -78,6 +79,8 @@ def encode_contexts(
         )
         windows.pop("word_positions")
         windows["token_spans"] = [spans.astype(np.int32) for spans in windows["token_spans"]]  # half the disk
+        if not labelled:
+            return windows
         of_row: list[list[np.ndarray]] = [[] for _ in answers]
         for row, spans in zip(windows["row"], windows["token_spans"], strict=True):
             of_row[row].append(spans)
@@ -181,12 +184,13 @@ class QuestionEvaluator:
         self.null_threshold = null_threshold
         self.ids: list[Any] = list(dataset["id"])
         self.questions: list[str] = list(dataset["question"])
-        self.references: list[list[str]] = [answers["text"] for answers in dataset["answers"]]
+        self.labelled = has_labels(dataset, "answers")
+        self.references: list[Any] = [answers["text"] if self.labelled else None for answers in dataset["answers"]]
         # nothing is said about words here
         self.rows = [TextRow(context, [], []) for context in dataset["context"]]
         self.row_of_window: list[int] = list(windows["row"])
         self.token_spans = [np.asarray(spans) for spans in windows["token_spans"]]
-        self.later = self._beyond_the_first_window(dataset["answers"])
+        self.later = self._beyond_the_first_window(dataset["answers"]) if self.labelled else []
 
     def _beyond_the_first_window(self, answers: Sequence[Mapping[str, Sequence[Any]]]) -> list[int]:
         """The questions of which no answer is whole in the first window of their context."""
@@ -254,7 +258,8 @@ class QuestionEvaluator:
         self, predictions: tuple[np.ndarray, np.ndarray, np.ndarray], image_keys: Sequence[RowKeys]
     ) -> list[dict[str, Any]]:
         """
-        For each question its true answers, the predicted one, and the best ones with score, characters and gate.
+        For each question its true answers (`None` where they are not known), the predicted one, and the best ones with
+        score, characters and gate.
 
         Args:
             predictions (`tuple[np.ndarray, np.ndarray, np.ndarray]`): start logits, end logits and gates of the windows.

@@ -56,7 +56,7 @@ def load_question_answering_dataset(
             or bare texts, one or several. An answer without its start is looked for in the context, where the first
             occurrence is taken. Null, `""` and no texts mean that the context does not hold the answer. In a CSV file
             a list or dict stands as JSON. Found by itself if it is called `answers` or `answer`. Splits other than
-            `train` may do without, for instance those to predict.
+            `train` may do without, or have nothing but nulls in it, for instance those to predict.
         image_column (`str`, *optional*):
             Column with the image or images, see [`~training.token_data.load_token_classification_dataset`].
         origin (*optional*):
@@ -64,8 +64,8 @@ def load_question_answering_dataset(
 
     Returns:
         `DatasetDict`: Each split has `id` (`Value("string")`, of the column `id`, or else the number of the row),
-        `question`, `context`, `answers` (`{"text": List(Value("string")), "answer_start": List(Value("int32"))}`),
-        `images` (`List(Image(decode=False))`, `None` for a row without; only if any split has images) and the other
+        `question`, `context`, `answers` (`{"text": List(Value("string")), "answer_start": List(Value("int32"))}`,
+        `None` in a split, other than `train`, that has no answers), `images` (`List(Image(decode=False))`, `None` for a row without; only if any split has images) and the other
         columns as they were.
 
     Raises:
@@ -115,7 +115,7 @@ def load_question_answering_dataset(
             id_column=id_column,
             question_column=columns[0],
             context_column=columns[1],
-            answers_column=answers,
+            answers_column=answers if split == "train" or first_value(source, answers) is not None else None,
         )
     return join_columns(sources, texts, used, image_column)
 
@@ -142,11 +142,13 @@ def _questions_with_contexts(
             raise ValueError(
                 f"{at(where, row, context_column)}: expected a text or a list of words, got {shorten(context)}."
             )
-        answers = None if answers_column is None else batch[answers_column][position]
         result["id"].append(str(id_))
         result["question"].append(read_string(batch[question_column][position], at(where, row, question_column)))
         result["context"].append(context)
-        result["answers"].append(_located_answers(answers, context, at(where, row, answers_column)))
+        answers = None
+        if answers_column is not None:
+            answers = _located_answers(batch[answers_column][position], context, at(where, row, answers_column))
+        result["answers"].append(answers)
     return result
 
 
@@ -223,8 +225,8 @@ def load_visual_question_answering_dataset(
     Returns:
         `tuple[DatasetDict, list[str]]`: the splits and the answers to choose from, those of the most rows of the
         training split first, ties in alphabetical order. Each split has `question`, `answers`
-        (`{"text": List(Value("string")), "score": List(Value("float32"))}`, with answers that cannot be chosen too),
-        `images` (`List(Image(decode=False))`, `None` for a row without; only if any split has images) and the other
+        (`{"text": List(Value("string")), "score": List(Value("float32"))}`, with answers that cannot be chosen too;
+        `None` in a split that has no answers), `images` (`List(Image(decode=False))`, `None` for a row without; only if any split has images) and the other
         columns as they were.
 
     Raises:
@@ -303,7 +305,7 @@ def _questions_with_scores(
         if has_answers and is_missing(answer):
             raise ValueError(f"{place}: expected an answer, as in other rows, got {shorten(answer)}.")
         result["question"].append(read_string(batch[question_column][position], at(where, row, question_column)))
-        result["answers"].append(_scored_answers(answer, place))
+        result["answers"].append(_scored_answers(answer, place) if has_answers else None)
     return result
 
 

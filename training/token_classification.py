@@ -73,6 +73,7 @@ class WordEvaluator:
 
     metric = "f1"
     field = "predicted_tags"
+    labelled = True
 
     def __init__(self, dataset: Dataset, windows: Dataset, processor: VTFusionProcessor):
         self.processor = processor

@@ -11,7 +11,7 @@ from ..processing_vtfusion import VTFusionProcessor
 from .arguments import AnswerDataArguments
 from .classification import mean_by_row, to_probabilities
 from .classification_data import MULTI, SINGLE
-from .fine_tuning import limit_rows, read_records
+from .fine_tuning import has_labels, labelled_splits, limit_rows, read_records
 from .images import RowKeys
 from .loading import trained_labels
 from .question_data import load_visual_question_answering_dataset
@@ -37,8 +37,9 @@ def load_questions(
     )
     problem_type = trained.problem_type if trained is not None and "train" not in dataset else None
     if problem_type is None:
-        answers = next(iter(dataset.values()))["answers"]
-        problem_type = SINGLE if all(answer["score"] == [1.0] for answer in answers) else MULTI
+        some = labelled_splits(dataset, "answers")[:1]
+        single = all(answer["score"] == [1.0] for split in some for answer in dataset[split]["answers"])
+        problem_type = SINGLE if single else MULTI
     return limit_rows(dataset, data_args), names, problem_type
 
 
@@ -63,16 +64,21 @@ def encode_questions(
 
     Returns:
         `datasets.Dataset`: a row per window with the tokens, `label` (the place of the answer, -100 for one that cannot
-        be chosen) or `label_scores` (the same with scores), `row`, `length` and `image_keys`.
+        be chosen) or `label_scores` (the same with scores), neither where the split has no answers, `row`, `length` and
+        `image_keys`.
     """
+    labelled = has_labels(dataset, "answers")
     place = {name: index for index, name in enumerate(answer_names)}
 
     def encode(batch: dict[str, list]) -> dict[str, list]:
         windows = processor.encode_text(batch["question"])
         windows.pop("word_positions")
+        if not labelled:
+            return windows
         answers = [batch["answers"][row] for row in windows["row"]]
         if problem_type == SINGLE:
-            windows["label"] = [place.get(answer["text"][0], -100) for answer in answers]
+            # people may have given no answer at all
+            windows["label"] = [place.get(answer["text"][0], -100) if answer["text"] else -100 for answer in answers]
         else:
             windows["label_scores"] = [
                 [
@@ -104,7 +110,10 @@ class AnswerEvaluator:
     def __init__(self, dataset: Dataset, windows: Dataset, answer_names: Sequence[str], problem_type: str):
         self.answer_names, self.problem_type = list(answer_names), problem_type
         self.questions: list[str] = list(dataset["question"])
-        self.true = [dict(zip(row["text"], row["score"], strict=True)) for row in dataset["answers"]]
+        self.labelled = has_labels(dataset, "answers")
+        self.true: list[Any] = [
+            dict(zip(row["text"], row["score"], strict=True)) if self.labelled else None for row in dataset["answers"]
+        ]
         self.row_of_window: list[int] = list(windows["row"])
 
     def answers(self, predictions: tuple[np.ndarray, ...]) -> list[str]:
@@ -132,7 +141,7 @@ class AnswerEvaluator:
         )
 
     def records(self, predictions: tuple[np.ndarray, ...], image_keys: Sequence[RowKeys]) -> list[dict[str, Any]]:
-        """For each question its true and its predicted answer."""
+        """For each question its true answers (`None` where they are not known) and its predicted one."""
         return [
             {
                 "row": index,
