@@ -16,7 +16,8 @@ Did the image help? `--image_ablation --seeds 0 1 2` trains the model and its te
 the true, shuffled, blank and no image, and prints one table and a verdict. What text or image tells alone: the same
 command with `--text_only` or `--image_only`. Classes of unequal size: `--class_weights`, in the order of the labels.
 
-`--metric_for_best_model` is `macro_f1`, or `accuracy`; for numbers `r2`. Writes to `output_dir`: the model with its
+`--metric_for_best_model` is `macro_f1`, or `accuracy`, which is then also what is reported; for numbers `r2`. `loss` or
+another score of `results.json` chooses the checkpoint only. Writes to `output_dir`: the model with its
 processor and code, `results.json`, `test_report.txt` and `test_predictions.jsonl`; an ablation writes these into
 `seed-N/fused` and `seed-N/text_only`, and `image_ablation.{md,json,png}`.
 """
@@ -49,8 +50,8 @@ def run(
         dataset, problem_type, label_names = load_labelled_texts(
             data_args, model_args.model_name_or_path, model_args.model_revision
         )
-    if problem_type == "regression":
-        training_args.metric_for_best_model = "r2"
+    if problem_type == "regression" and training_args.metric_for_best_model == "macro_f1":
+        training_args.metric_for_best_model = "r2"  # the default is for classes
     settings: dict[str, Any] = {} if label_names else {"num_labels": 1}
     model, processor = load_model(
         VTFusionForSequenceClassification, model_args, label_names, problem_type=problem_type, **settings
@@ -84,19 +85,23 @@ def ablate(
 
     from vtfusion.app.ablation_plot import save_ablation
     from vtfusion.training.ablation import ablate_images
-    from vtfusion.training.classification import class_scores, load_labelled_texts, read_class_counts
+    from vtfusion.training.classification import (
+        class_scores,
+        load_labelled_texts,
+        read_class_counts,
+        summary_metric,
+    )
     from vtfusion.training.fine_tuning import labelled_splits
 
     dataset, problem_type, label_names = load_labelled_texts(
         data_args, model_args.model_name_or_path, model_args.model_revision
     )
-    metric = "r2" if problem_type == "regression" else training_args.metric_for_best_model
     report = ablate_images(
         run,
         labelled_splits(dataset, "label"),
         partial(read_class_counts, problem_type=problem_type, label_names=label_names),
         partial(class_scores, problem_type=problem_type, label_names=label_names),
-        metric or "macro_f1",
+        summary_metric(problem_type, training_args.metric_for_best_model),
         model_args,
         data_args,
         training_args,

@@ -54,7 +54,7 @@ def run(
     from vtfusion.training.fine_tuning import build_trainer, start_run, train_model, write_results
     from vtfusion.training.images import ImageStore, prepare_images
     from vtfusion.training.model_card import Score, write_model_card
-    from vtfusion.training.pretraining import ImageTextTrainer, load_pretraining_model, masked_part
+    from vtfusion.training.pretraining import LOSSES, ImageTextTrainer, load_pretraining_model, masked_part
 
     start_run(training_args)
     rows: dict[str, Any]
@@ -77,7 +77,10 @@ def run(
         seed=training_args.seed,
         on_bad_image=data_args.on_bad_image,
     )
-    trainer = build_trainer(ImageTextTrainer, model, processor, collator, rows, training_args)
+    learned = [name for name in LOSSES if getattr(model.config, f"{name}_weight") > 0]
+    trainer = build_trainer(
+        ImageTextTrainer, model, processor, collator, rows, training_args, metrics=["loss", *learned]
+    )
     results: dict[str, Any] = train_model(trainer) if "train" in rows else {}
     for name, split in rows.items():
         if name == "train":

@@ -17,7 +17,7 @@ python scripts/run_qa.py \
 Did the image help? `--image_ablation --seeds 0 1 2` trains the model and its text-only twin for every seed, tests with
 the true, shuffled, blank and no image, and prints one table and a verdict.
 
-`--metric_for_best_model` is `f1` or `exact_match`. Writes to `output_dir`: the model with its processor and code,
+`--metric_for_best_model` is `f1`, `exact_match` or `loss`. Writes to `output_dir`: the model with its processor and code,
 `results.json`, `test_report.txt` and `test_predictions.jsonl`; an ablation writes these into `seed-N/fused` and
 `seed-N/text_only`, and `image_ablation.{md,json,png}`.
 """

@@ -45,7 +45,13 @@ def run(
     from vtfusion import VTFusionForImageTextRetrieval
     from vtfusion.training.captions import CaptionCollator, load_captioned_images, prepare_captions
     from vtfusion.training.fine_tuning import build_trainer, start_run, train_model, write_results
-    from vtfusion.training.image_text_retrieval import RetrievalSplit, RetrievalTrainer, recall_report, write_retrieval
+    from vtfusion.training.image_text_retrieval import (
+        RECALLS,
+        RetrievalSplit,
+        RetrievalTrainer,
+        recall_report,
+        write_retrieval,
+    )
     from vtfusion.training.images import prepare_images
     from vtfusion.training.loading import load_model
     from vtfusion.training.model_card import Score, write_model_card
@@ -58,7 +64,9 @@ def run(
     rows = prepare_captions(dataset, processor, image_keys, data_args, training_args, keep_without_image=False)
     splits = {name: RetrievalSplit.from_dataset(part) for name, part in rows.items() if name != "train"}
     collator = CaptionCollator(processor, store, cache, seed=training_args.seed)
-    trainer = build_trainer(RetrievalTrainer, model, processor, collator, {**rows, **splits}, training_args)
+    trainer = build_trainer(
+        RetrievalTrainer, model, processor, collator, {**rows, **splits}, training_args, metrics=RECALLS
+    )
     results: dict[str, Any] = train_model(trainer) if "train" in rows else {}
     # A matching score that is not learned ranks nothing.
     top_k = retrieval_args.rerank_top_k if model.config.matching_loss_weight > 0 else 0

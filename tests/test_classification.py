@@ -116,6 +116,26 @@ def test_regression_scores_by_hand():
     assert scores["r2"] == pytest.approx(1 - 4 / 2)
 
 
+@pytest.mark.parametrize(
+    "problem, chosen_by, metric",
+    [
+        (SINGLE, None, "macro_f1"),
+        (SINGLE, "loss", "macro_f1"),
+        (MULTI, "a_f1", "macro_f1"),
+        (MULTI, "accuracy", "accuracy"),
+        (REGRESSION, "loss", "r2"),
+        (REGRESSION, "mae", "r2"),
+    ],
+)
+def test_what_is_reported_may_be_other_than_what_chooses_the_checkpoint(problem, chosen_by, metric):
+    names = [] if problem == REGRESSION else ["a", "b"]
+    labels = {SINGLE: [0, 1], MULTI: [[0.0, 1.0], [1.0, 1.0]], REGRESSION: [0.5, 1.5]}[problem]
+    dataset = {"text": ["x", "y"], "label": labels}
+    evaluator = TextEvaluator(dataset, {"row": [0, 1]}, problem, names, chosen_by)  # type: ignore[arg-type]
+    assert evaluator.metric == metric and metric in evaluator.metrics
+    assert chosen_by in (None, "loss", *evaluator.metrics)
+
+
 def test_integers_as_labels_are_named_by_a_flag(tmp_path):
     file = tmp_path / "train.jsonl"
     file.write_text("".join(json.dumps({"text": "a", "label": label}) + "\n" for label in (1, 0, 1)))
@@ -195,9 +215,8 @@ def run(colours: Path, output: Path, *extra: str) -> dict:
 
 
 def test_from_files_to_results(colours, tmp_path):
-    results = run(
-        colours, tmp_path, "--label_smoothing", "0.1", "--class_weights", "1", "2", "1", "--use_lora", "True"
-    )
+    options = ["--label_smoothing", "0.1", "--class_weights", "1", "2", "1", "--use_lora", "True"]
+    results = run(colours, tmp_path, *options, "--metric_for_best_model", "eval_loss")
     assert set(results["test"]) == {"true", "none"}
     assert "test macro_f1 by image:  true" in results["stdout"]
     records = [json.loads(line) for line in (tmp_path / "test_predictions.jsonl").read_text().splitlines()]

@@ -45,12 +45,38 @@ def test_the_validation_split_decides_and_without_one_nothing_is_evaluated(tmp_p
     for splits in ({"train": [1]}, {"train": [1], "validation": [2]}):
         args = VTFusionTrainingArguments(output_dir=str(tmp_path), early_stopping_patience=3, use_cpu=True)
         model = make_head("token", "bert", "resnet")
-        trainer = build_trainer(VTFusionTrainer, model, None, FusionCollator(None, ImageStore()), splits, args)
+        collator = FusionCollator(None, ImageStore())
+        trainer = build_trainer(VTFusionTrainer, model, None, collator, splits, args, metrics=["f1"])
         has_validation = "validation" in splits
         assert (args.eval_strategy != "no") == args.load_best_model_at_end == has_validation
         assert (trainer.train_dataset, trainer.eval_dataset) == ([1], [2] if has_validation else None)
         (stopping,) = (each for each in trainer.callback_handler.callbacks if isinstance(each, EarlyStoppingCallback))
         assert stopping.early_stopping_patience == 3
+
+
+@pytest.mark.parametrize(
+    "given, metric, greater",
+    [
+        ("f1", "f1", True),
+        ("eval_f1", "f1", True),
+        ("loss", "loss", False),
+        ("eval_loss", "loss", False),
+        ("calibration_error", "calibration_error", False),
+    ],
+)
+def test_any_score_or_the_loss_chooses_the_checkpoint(given, metric, greater, tmp_path):
+    args = VTFusionTrainingArguments(output_dir=str(tmp_path), metric_for_best_model=given, use_cpu=True)
+    model, splits = make_head("token", "bert", "resnet"), {"train": [1], "validation": [2]}
+    names = ["loss", "f1", "calibration_error"]
+    trainer = build_trainer(VTFusionTrainer, model, None, default_data_collator, splits, args, metrics=names)
+    assert (trainer.args.metric_for_best_model, trainer.args.greater_is_better) == (metric, greater)
+
+
+def test_an_unknown_score_is_refused_before_the_training(tmp_path):
+    args = VTFusionTrainingArguments(output_dir=str(tmp_path), metric_for_best_model="F1", use_cpu=True)
+    splits = {"train": [1], "validation": [2]}
+    with pytest.raises(ValueError, match="`metric_for_best_model` is 'F1'; there are: loss, f1"):
+        build_trainer(VTFusionTrainer, None, None, None, splits, args, metrics=["loss", "f1"])  # type: ignore[arg-type]
 
 
 def load(folder):

@@ -431,7 +431,9 @@ class VTFusionTrainingArguments(TrainingArguments):
     save_strategy: str = field(default="epoch", metadata={"help": "When to save: no, steps, epoch."})
     save_total_limit: int | None = field(default=1, metadata={"help": "Checkpoints to keep, besides the best."})
     load_best_model_at_end: bool = field(default=True, metadata={"help": "Go back to the best checkpoint at the end."})
-    metric_for_best_model: str | None = field(default="f1", metadata={"help": "What the best checkpoint is best in."})
+    metric_for_best_model: str | None = field(
+        default="f1", metadata={"help": "What the best checkpoint is best in: a score of the task, or loss."}
+    )
     restore_callback_states_from_checkpoint: bool = field(
         default=True, metadata={"help": "Go on with the count of `early_stopping_patience` that a checkpoint has."}
     )
@@ -451,6 +453,9 @@ class VTFusionTrainingArguments(TrainingArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.metric_for_best_model is not None:
+            # Trainer takes both forms
+            self.metric_for_best_model = self.metric_for_best_model.removeprefix("eval_")
         if self.remove_unused_columns:
             raise ValueError("`remove_unused_columns` must be False: Trainer would drop the images.")
         if self.hub_strategy != "end":

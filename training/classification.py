@@ -118,6 +118,16 @@ def expected_calibration_error(probabilities: np.ndarray, labels: np.ndarray, nu
     return float(np.abs(gaps).sum() / len(labels))
 
 
+def summary_metric(problem_type: str, metric_for_best_model: str | None = None) -> str:
+    """
+    The score that sums a run up and decides a study: `"r2"` for regression, else `"accuracy"` where that chooses the
+    checkpoint, and `"macro_f1"` whatever else does.
+    """
+    if problem_type == REGRESSION:
+        return "r2"
+    return "accuracy" if metric_for_best_model == "accuracy" else "macro_f1"
+
+
 class TextEvaluator:
     """
     Scores windows by the texts they were made from: their predictions are averaged. An [`Evaluator`].
@@ -127,7 +137,7 @@ class TextEvaluator:
         windows (`datasets.Dataset`): made from it by [`encode_labelled_texts`], in the order in which they are predicted.
         problem_type (`str`): as in [`VTFusionConfig`].
         label_names (`Sequence[str]`): the classes; none for regression.
-        metric (`str`, *optional*): the score that sums it up; by default `"macro_f1"`, or `"r2"` for regression.
+        metric (`str`, *optional*): what chooses the checkpoint, see [`summary_metric`].
     """
 
     field = "predicted"
@@ -141,11 +151,16 @@ class TextEvaluator:
         metric: str | None = None,
     ):
         self.problem_type, self.label_names = problem_type, list(label_names)
-        self.metric = metric or ("r2" if problem_type == REGRESSION else "macro_f1")
+        self.metric = summary_metric(problem_type, metric)
         self.texts: list[str] = list(dataset["text"])
         self.labelled = has_labels(dataset, "label")
         self.labels = np.asarray(list(dataset["label"]))
         self.row_of_window: list[int] = list(windows["row"])
+
+    @property
+    def metrics(self) -> list[str]:
+        """Names of the scores."""
+        return list(self.score([{"scores": [0.0] * max(len(self.label_names), 1)}] * len(self.texts)))
 
     def probabilities(self, predictions: tuple[np.ndarray, ...]) -> np.ndarray:
         """`(texts, classes)`, or the predicted numbers for regression."""

@@ -4,7 +4,7 @@ import json
 import os
 import resource
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -32,6 +32,9 @@ logger = logging.get_logger(__name__)
 
 AnyTrainer = TypeVar("AnyTrainer", bound=VTFusionTrainer)
 
+# Of these less is better, besides losses.
+_ERRORS = ("mse", "mae", "calibration_error")
+
 
 class Evaluator(Protocol):
     """Judges the predictions of one split."""
@@ -39,6 +42,10 @@ class Evaluator(Protocol):
     metric: str  # the score that sums it up, such as "f1"
     field: str  # what the prediction is called in a record, such as "predicted_tags"
     labelled: bool  # whether the true answers are known; a split without is to predict, and has no scores
+
+    @property
+    def metrics(self) -> Collection[str]:
+        """The scores by which a checkpoint can be chosen."""
 
     def answers(self, predictions: Any) -> Sequence[Any]:
         """What is predicted for each row of the split."""
@@ -138,6 +145,7 @@ def fine_tune(
         FusionCollator(processor, images.store, images.cache, num_labels=model.config.num_labels),
         windows,
         run_args.training,
+        metrics=("loss", *judge.metrics) if judge is not None else (),
         compute_metrics=judge and (lambda found: judge.score(judge.answers(found.predictions))),
     )
     results: dict[str, Any] = train_model(trainer) if "train" in windows else {}
@@ -162,6 +170,7 @@ def build_trainer(
     collator: FusionCollator,
     splits: Mapping[str, Any],
     training_args: VTFusionTrainingArguments,
+    metrics: Collection[str] = ("loss",),
     **kwargs: Any,
 ) -> AnyTrainer:
     """
@@ -173,13 +182,21 @@ def build_trainer(
         model, processor, training_args: those of the run.
         collator ([`FusionCollator`]): makes the batches.
         splits (`Mapping[str, Any]`): what the splits are to the trainer.
+        metrics (`Collection[str]`, *optional*): what an evaluation tells, of which `metric_for_best_model` is one.
         kwargs (*optional*): further arguments of the trainer.
 
     Raises:
-        `ValueError`: processes share the weights of a vision encoder that some rows need and others do not.
+        `ValueError`: there is no such `metric_for_best_model`, or processes share the weights of a vision encoder that
+        some rows need and others do not.
     """
     if "validation" not in splits:
         training_args.eval_strategy, training_args.load_best_model_at_end = "no", False
+    metric = training_args.metric_for_best_model
+    if "train" in splits and training_args.eval_strategy != "no" and metric is not None:
+        if metric not in metrics:
+            raise ValueError(f"`metric_for_best_model` is {metric!r}; there are: {', '.join(metrics)}.")
+        if metric in _ERRORS:
+            training_args.greater_is_better = False
     patience = training_args.early_stopping_patience
     trainer = trainer_class(
         model=model,

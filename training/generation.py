@@ -395,6 +395,7 @@ class ResponseEvaluator:
 
     field = "generated"
     labelled = True
+    metrics = ()  # nothing is generated while it trains
 
     def __init__(self, dataset: Dataset, prompts: Sequence[str], metric: str):
         self.references: list[list[str]] = list(dataset["responses"])

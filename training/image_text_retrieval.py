@@ -24,6 +24,7 @@ from .files import write_whole
 from .pretraining import ImageTextTrainer
 
 RECALL_AT = (1, 5, 10)
+RECALLS = (*(f"{way}_recall@{k}" for way in ("text_to_image", "image_to_text") for k in RECALL_AT), "recall_mean")
 
 
 def best_ranks(scores: torch.Tensor, relevant: torch.Tensor) -> torch.Tensor:
@@ -124,13 +125,12 @@ def recall_scores(text_ranks: torch.Tensor, image_ranks: torch.Tensor) -> dict[s
 def recall_report(scores: Mapping[str, Mapping[str, float]]) -> str:
     """Recall in percent, a line for each way of ranking."""
     width, names = max(len(name) for name in scores), [f"R@{k}" for k in RECALL_AT]
-    columns = [f"{direction}_recall@{k}" for direction in ("text_to_image", "image_to_text") for k in RECALL_AT]
     lines = [
         f"{'':<{width}}  {'text to image':^22}  {'image to text':^22}",
         f"{'':<{width}}  {'  '.join([f'{name:>6}' for name in names] * 2)}    mean",
     ]
     for name, values in scores.items():
-        cells = "  ".join(f"{100 * values[column]:6.2f}" for column in (*columns, "recall_mean"))
+        cells = "  ".join(f"{100 * values[column]:6.2f}" for column in RECALLS)
         lines.append(f"{name:<{width}}  {cells}")
     return "\n".join(lines)
 

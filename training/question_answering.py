@@ -192,6 +192,11 @@ class QuestionEvaluator:
         self.token_spans = [np.asarray(spans) for spans in windows["token_spans"]]
         self.later = self._beyond_the_first_window(dataset["answers"]) if self.labelled else []
 
+    @property
+    def metrics(self) -> list[str]:
+        """Names of the scores."""
+        return list(self.score([""] * len(self.questions)))
+
     def _beyond_the_first_window(self, answers: Sequence[Mapping[str, Sequence[Any]]]) -> list[int]:
         """The questions of which no answer is whole in the first window of their context."""
         first: dict[int, tuple[int, int]] = {}

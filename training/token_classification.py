@@ -84,6 +84,11 @@ class WordEvaluator:
         self.word_positions: list[list[int]] = list(windows["word_positions"])
 
     @property
+    def metrics(self) -> list[str]:
+        """Names of the scores."""
+        return list(self.score(self.references))
+
+    @property
     def id2label(self) -> dict[int, str]:
         return dict(enumerate(self.label_names))
 

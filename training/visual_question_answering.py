@@ -116,6 +116,11 @@ class AnswerEvaluator:
         ]
         self.row_of_window: list[int] = list(windows["row"])
 
+    @property
+    def metrics(self) -> list[str]:
+        """Names of the scores."""
+        return list(self.score([""] * len(self.questions)))
+
     def answers(self, predictions: tuple[np.ndarray, ...]) -> list[str]:
         """The answer to each question."""
         probabilities = to_probabilities(np.asarray(predictions[0], dtype=np.float64), self.problem_type)
