@@ -24,7 +24,6 @@ Writes to `output_dir`: the model with its processor and code, `results.json`, `
 `image_ablation.{md,json,png}`.
 """
 
-from functools import partial
 from typing import Any
 
 from vtfusion.training.arguments import (
@@ -113,7 +112,7 @@ def ablate(
     from vtfusion.training.generation import generation_scores, load_generation_dataset, read_generation_counts
 
     report = ablate_images(
-        partial(run, generation_args=generation_args),
+        run,
         load_generation_dataset(data_args),
         read_generation_counts,
         generation_scores,
@@ -122,6 +121,7 @@ def ablate(
         data_args,
         training_args,
         seeds,
+        generation_args,
     )
     save_ablation(report, training_args.output_dir)
 

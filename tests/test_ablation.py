@@ -10,13 +10,20 @@ from vtfusion.training.ablation import (
     TEXT_ONLY,
     AblationReport,
     Difference,
+    ablate_images,
     check_study,
     compare_conditions,
     paired_bootstrap,
     run_study,
     study_settings,
 )
-from vtfusion.training.arguments import AblationArguments, DataArguments, ModelArguments, VTFusionTrainingArguments
+from vtfusion.training.arguments import (
+    AblationArguments,
+    DataArguments,
+    GenerationArguments,
+    ModelArguments,
+    VTFusionTrainingArguments,
+)
 
 
 def accuracy(totals):
@@ -253,6 +260,27 @@ def test_settings_are_what_changes_results(tmp_path):
     assert settings(output_dir=str(tmp_path / "b"), seed=5, logging_steps=3, save_total_limit=4) == first
     assert settings(learning_rate=1e-3) != first
     assert settings(num_train_epochs=1) != first
+
+
+def test_a_study_is_not_gone_on_with_by_other_arguments_of_the_task(tmp_path):
+    calls = []
+
+    def run(model_args, data_args, training_args, task_args):
+        calls.append(task_args)
+        raise KeyboardInterrupt  # as if it had been stopped
+
+    def study(**flags):
+        training_args = VTFusionTrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+        arguments = (ModelArguments(), DataArguments(), training_args, [0], GenerationArguments(**flags))
+        ablate_images(run, ["train", "test"], None, None, "bleu", *arguments)
+
+    with pytest.raises(KeyboardInterrupt):
+        study(num_beams=4)
+    with pytest.raises(ValueError, match=r"other settings: `num_beams` \(4 there, 1 now\)"):
+        study()
+    with pytest.raises(KeyboardInterrupt):
+        study(num_beams=4)
+    assert calls == [GenerationArguments(num_beams=4)] * 2
 
 
 @pytest.mark.parametrize("seeds", [[], [1, 1]])

@@ -352,7 +352,7 @@ def compare_conditions(
 
 
 def ablate_images(
-    run: Callable[[ModelArguments, Data, VTFusionTrainingArguments], Any],
+    run: Callable[..., Any],
     splits: Collection[str],
     read_counts: Callable[[Path], dict[str, np.ndarray]],
     scores: Scores,
@@ -361,6 +361,7 @@ def ablate_images(
     data_args: Data,
     training_args: VTFusionTrainingArguments,
     seeds: Sequence[int],
+    *task_args: Any,
 ) -> AblationReport | None:
     """
     The whole study: trains and tests the model and its text-only twin for every seed, compares, and writes the report.
@@ -368,7 +369,8 @@ def ablate_images(
 
     Args:
         run (`Callable`):
-            Trains and tests once, and writes `results.json` last; what it needs is in the arguments.
+            Trains and tests once, and writes `results.json` last; takes `model_args`, `data_args`, `training_args` and
+            `task_args`, in which all stands that it needs.
         splits (`Collection[str]`):
             The splits of the data that have labels, of which it trains on `"train"` and tests on `"test"`.
         read_counts (`Callable[[Path], dict[str, np.ndarray]]`):
@@ -381,6 +383,8 @@ def ablate_images(
             As for `run`; `seed`, `output_dir`, `text_only` and `image_conditions` are set for each run.
         seeds (`Sequence[int]`):
             The seeds.
+        task_args (*optional*):
+            Further dataclasses of arguments that the task has.
 
     Returns:
         [`AblationReport`] in the main process, else `None`.
@@ -398,7 +402,8 @@ def ablate_images(
             raise ValueError(f"`{flag}` does not go together with `image_ablation`, which trains several models.")
     is_main = training_args.process_index == 0
     with training_args.main_process_first(desc="settings of the study"):
-        check_study(training_args.output_dir, study_settings(model_args, data_args, training_args), write=is_main)
+        settings = study_settings(model_args, data_args, training_args, *task_args)
+        check_study(training_args.output_dir, settings, write=is_main)
 
     def train_and_test(seed: int, text_only: bool, folder: Path) -> None:
         seeded = copy.copy(training_args)
@@ -406,7 +411,7 @@ def ablate_images(
         seeded.resume_from_checkpoint = "True"
         folder.mkdir(parents=True, exist_ok=True)
         conditions = ["none"] if text_only else ["true", "shuffled", "blank", "none"]
-        run(model_args, replace(data_args, text_only=text_only, image_conditions=conditions), seeded)
+        run(model_args, replace(data_args, text_only=text_only, image_conditions=conditions), seeded, *task_args)
         if is_main:
             # nothing to resume any more, and optimizer states are large
             for checkpoint in folder.glob("checkpoint-*"):
