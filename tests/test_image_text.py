@@ -379,6 +379,22 @@ def pretrain(
     return results, json.loads((output / "trainer_state.json").read_text())["log_history"]
 
 
+def test_workers_that_live_on_are_refused(sample, tmp_path):
+    """They would have the collator of the first epoch for ever."""
+    workers = {"dataloader_num_workers": 1, "dataloader_persistent_workers": True}
+    with pytest.raises(ValueError, match="`dataloader_persistent_workers` must be False"):
+        pretrain(sample, tmp_path, encoders(sample), num_train_epochs=1, **workers)
+
+
+def test_workers_draw_what_the_main_process_draws(sample, tmp_path):
+    logs = [
+        pretrain(sample, tmp_path / str(count), encoders(sample), num_train_epochs=2, dataloader_num_workers=count)[1]
+        for count in (0, 1)
+    ]
+    without, within = ([entry["loss"] for entry in log if "loss" in entry] for log in logs)
+    assert without == pytest.approx(within, rel=1e-4)
+
+
 def test_pretraining_logs_each_loss_and_goes_on_as_every_head(sample, tmp_path):
     results, log = pretrain(
         sample, tmp_path, encoders(sample), num_train_epochs=2, gradient_accumulation_steps=2, learning_rate=0.0

@@ -39,10 +39,20 @@ class ImageTextTrainer(VTFusionTrainer):
     """
     [`VTFusionTrainer`] that logs each loss beside their sum, in training and in evaluation, and draws the same captions,
     masks and hard negatives at every evaluation. Its collator is a [`CaptionCollator`].
+
+    Raises:
+        `ValueError`: `dataloader_persistent_workers` is on.
     """
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
+        if self.args.dataloader_persistent_workers:
+            # They keep the collator of the first epoch. One epoch shared with them would not do: an evaluation amid an
+            # epoch has one of its own, while they prepare batches of the training.
+            raise ValueError(
+                "`dataloader_persistent_workers` must be False: workers that live on would draw the captions and masks of "
+                "the first epoch again in every epoch."
+            )
         self._totals = self._no_losses()
         self.add_callback(_EpochCallback(self.data_collator))
 
