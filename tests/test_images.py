@@ -16,6 +16,7 @@ from transformers import ViTImageProcessor
 from tiny import tiny_config
 from tokenizers_for_tests import TOKENIZERS
 from vtfusion import VTFusionModel, VTFusionProcessor
+from vtfusion.training.arguments import ClassificationDataArguments, DataArguments, GenerationDataArguments
 from vtfusion.training.collator import FusionCollator
 from vtfusion.training.images import BLANK_KEY, FeatureCache, ImageStore, apply_condition
 
@@ -62,6 +63,13 @@ def test_store_reads_paths_and_bytes_as_the_same_image(tmp_path):
 
 def test_store_cuts_at_max_images():
     assert len(ImageStore().add_split("train", dataset_of([RED, GREEN, BLUE]), max_images=2)[0]) == 2
+
+
+@pytest.mark.parametrize("arguments", [DataArguments, ClassificationDataArguments, GenerationDataArguments])
+@pytest.mark.parametrize("number", [0, -1])
+def test_max_images_below_one_raises(arguments, number):
+    with pytest.raises(ValueError, match=f"`max_images` must be at least 1, got {number}. `text_only`"):
+        arguments(max_images=number)
 
 
 def test_bad_image_names_split_row_and_field(parts):

@@ -205,6 +205,10 @@ class DataArguments(SourceArguments):
     )
     num_proc: int | None = field(default=None, metadata={"help": "Processes that tokenize."})
 
+    def __post_init__(self) -> None:
+        if self.max_images < 1:
+            raise ValueError(f"`max_images` must be at least 1, got {self.max_images}. `text_only` ignores all images.")
+
     def max_samples(self, split: str) -> int | None:
         """`max_train_samples` or `max_eval_samples`."""
         return self.max_train_samples if split == "train" else self.max_eval_samples
@@ -257,6 +261,7 @@ class ClassificationDataArguments(DataArguments):
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.image_only and self.text_only:
             raise ValueError("`image_only` and `text_only` leave nothing to learn from: give one of them.")
 
@@ -328,6 +333,7 @@ class GenerationDataArguments(DataArguments):
     )
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self.prompt_template = self.prompt_template.replace("\\n", "\n")
 
 
