@@ -136,6 +136,20 @@ def test_what_is_reported_may_be_other_than_what_chooses_the_checkpoint(problem,
     assert chosen_by in (None, "loss", *evaluator.metrics)
 
 
+@pytest.mark.parametrize(
+    "problem, names, labels, values, score",
+    [
+        (REGRESSION, [], [1.2e-6, 2.4e-6, 0.7e-6], [[1.2e-6], [2.4e-6], [0.7e-6]], "r2"),
+        # 0.4999999 and 0.5000001: six digits would not tell which is greater
+        (SINGLE, ["a", "b"], [1, 0], [[0.0, 4e-7], [4e-7, 0.0]], "accuracy"),
+    ],
+)
+def test_what_is_scored_is_not_rounded(problem, names, labels, values, score):
+    rows = list(range(len(labels)))
+    evaluator = TextEvaluator({"text": [""] * len(rows), "label": labels}, {"row": rows}, problem, names)  # type: ignore[arg-type]
+    assert evaluator.score(evaluator.answers((np.array(values),)))[score] == 1
+
+
 def test_integers_as_labels_are_named_by_a_flag(tmp_path):
     file = tmp_path / "train.jsonl"
     file.write_text("".join(json.dumps({"text": "a", "label": label}) + "\n" for label in (1, 0, 1)))

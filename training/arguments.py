@@ -207,7 +207,9 @@ class DataArguments(SourceArguments):
 
     def __post_init__(self) -> None:
         if self.max_images < 1:
-            raise ValueError(f"`max_images` must be at least 1, got {self.max_images}. `text_only` ignores all images.")
+            raise ValueError(
+                f"`max_images` must be at least 1, got {self.max_images}. `text_only` ignores all images."
+            )
 
     def max_samples(self, split: str) -> int | None:
         """`max_train_samples` or `max_eval_samples`."""

@@ -168,11 +168,8 @@ class TextEvaluator:
         return mean_by_row(to_probabilities(logits, self.problem_type), self.row_of_window, len(self.texts))
 
     def answers(self, predictions: tuple[np.ndarray, ...]) -> list[dict[str, Any]]:
-        """For each text `"label"` (a name, a list of names or a number) and `"scores"`, one for each class."""
-        return [
-            {"label": self._label(values), "scores": [round(float(value), 6) for value in values]}
-            for values in self.probabilities(predictions)
-        ]
+        """For each text `"label"` (a name, a list of names or a number) and `"scores"`, an array with one for each class."""
+        return [{"label": self._label(values), "scores": values} for values in self.probabilities(predictions)]
 
     def _label(self, values: np.ndarray) -> Any:
         if self.problem_type == SINGLE:

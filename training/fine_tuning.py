@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+import numpy as np
 from datasets import Dataset, DatasetDict
 from safetensors import SafetensorError, safe_open
 from transformers import EarlyStoppingCallback, set_seed
@@ -57,7 +58,7 @@ class Evaluator(Protocol):
         """The scores as a table for people."""
 
     def records(self, predictions: Any, image_keys: Sequence[RowKeys]) -> list[dict[str, Any]]:
-        """A record for each row, with the prediction in `field`."""
+        """A record for each row, with the prediction in `field`; in JSON but for arrays, which are rounded in the file."""
 
 
 def start_run(training_args: VTFusionTrainingArguments) -> None:
@@ -361,7 +362,7 @@ def test_conditions(
                 for record, answer in zip(records, answers, strict=True):
                     record[f"{evaluator.field}_{condition}"] = answer
         if is_main and split == "test":
-            lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+            lines = "".join(json.dumps(record, ensure_ascii=False, default=_rounded) + "\n" for record in records)
             write_whole(Path(training_args.output_dir, "test_predictions.jsonl"), lines)
             if not evaluator.labelled:
                 print(f"\ntest: {len(records):,} predictions written; without labels there are no scores")
@@ -372,6 +373,10 @@ def test_conditions(
     results["texts"] = {split: len(keys) for split, keys in image_keys.items()}
     results["test_texts_with_image"] = sum(keys is not None for keys in image_keys.get("test", []))
     return results
+
+
+def _rounded(scores: np.ndarray) -> list[float]:
+    return [round(float(score), 6) for score in scores]
 
 
 def write_results(results: dict[str, Any], training_args: VTFusionTrainingArguments) -> None:
