@@ -7,6 +7,7 @@ import textwrap
 from typing import TYPE_CHECKING
 
 from ..training.ablation import TEXT_ONLY, AblationReport, Difference
+from ..training.model_card import is_in_nats
 from .style import GRID, INK, PALETTE, require_matplotlib
 
 if TYPE_CHECKING:
@@ -26,7 +27,8 @@ def plot_ablation(report: AblationReport) -> "Figure":
         report ([`~training.ablation.AblationReport`]): What to draw.
 
     Returns:
-        `matplotlib.figure.Figure`: The figure, with one axes; in points (hundredths) of the score.
+        `matplotlib.figure.Figure`: The figure, with one axes; in points (hundredths) of the score, or in nats, without the
+        parts that have the other unit.
 
     Raises:
         `ImportError`: If matplotlib is not installed.
@@ -53,7 +55,7 @@ def plot_ablation(report: AblationReport) -> "Figure":
         label.set_parse_math(False)
     axes.set_ylim(place - 0.4, -0.9)
     axes.set_xlabel(
-        f"difference in {report.metric}, points; mean and {100 * report.confidence:g} % interval"
+        f"difference in {report.metric}, {'nats' if is_in_nats(report.metric) else 'points'}; mean and {100 * report.confidence:g} % interval"
         + (", ticks: single seeds" if len(report.seeds) > 1 else "")
     )
     axes.set_title("\n".join(textwrap.wrap(report.verdict, 105)), loc="left", fontsize=10, parse_math=False)
@@ -84,8 +86,9 @@ def save_ablation(report: AblationReport | None, folder: str | os.PathLike) -> N
 
 
 def _comparisons(report: AblationReport) -> list[list[Difference]]:
-    """The two that decide with their parts, then the others as a whole; none that is empty."""
-    groups = [[d for d in report.differences if (d.first, d.second) == pair] for pair in _DECIDING]
+    """The two that decide with their parts in the same unit, then the others as a whole; none that is empty."""
+    alike = [d for d in report.differences if is_in_nats(d.metric) == is_in_nats(report.metric)]
+    groups = [[d for d in alike if (d.first, d.second) == pair] for pair in _DECIDING]
     whole = [difference for difference in report.differences if difference.metric == report.metric]
     groups.append([difference for difference in whole if (difference.first, difference.second) not in _DECIDING])
     return [group for group in groups if group]
@@ -93,11 +96,12 @@ def _comparisons(report: AblationReport) -> list[list[Difference]]:
 
 def _draw_difference(axes: "Axes", difference: Difference, place: float, is_whole: bool) -> None:
     color = PALETTE[0] if is_whole else "#7A7A7A"
-    mean, low, high = (100 * value for value in (difference.mean, difference.low, difference.high))
+    scale = 1 if is_in_nats(difference.metric) else 100
+    mean, low, high = (scale * value for value in (difference.mean, difference.low, difference.high))
     axes.plot([low, high], [place, place], color=color, linewidth=2.2 if is_whole else 1.4, solid_capstyle="butt")
     axes.plot([mean], [place], marker="s" if is_whole else "o", markersize=7 if is_whole else 5, color=color)
     if len(difference.by_seed) > 1:
-        seeds = [100 * value for value in difference.by_seed]
+        seeds = [scale * value for value in difference.by_seed]
         axes.plot(seeds, [place + 0.25] * len(seeds), "|", markersize=5, color=color, alpha=0.8)
 
 

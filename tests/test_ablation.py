@@ -219,6 +219,21 @@ def test_report_survives_its_files(tmp_path):
     assert f"| true image | {mean:.2f} ± {deviation:.2f} |" in text
 
 
+def test_a_log_likelihood_is_told_in_nats_beside_scores_in_points():
+    def scores(totals):
+        return {"log_likelihood": totals[:, 0] / totals[:, 1], "bleu": totals[:, 1] / totals[:, 1] / 4}
+
+    counts = {name: np.array([[[-6.7428, 1.0]], [[-6.7428, 1.0]]]) for name in all_conditions()}
+    counts["true"] = counts["true"] + [0.5, 0.0]
+    found = compare_conditions(counts, scores, "log_likelihood", [0, 1], num_with_image=1, num_resamples=20)
+    text = found.to_markdown()
+    assert "| true image | -6.2428 ± 0.0000 | 25.00 ± 0.00 |" in text
+    assert "| true image − shuffled image | +0.5000 | +0.5000 … +0.5000 |" in text
+    assert "| bleu: true image − shuffled image | +0.00 | +0.00 … +0.00 |" in text
+    assert "in points (log_likelihood in nats)." in text
+    assert "shuffled image +0.5000, 95 % interval +0.5000 … +0.5000" in found.verdict
+
+
 # ------------------------------------------------------------------------------------------------------ study
 
 

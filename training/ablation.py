@@ -17,7 +17,7 @@ import numpy as np
 from .arguments import DataArguments, ModelArguments, VTFusionTrainingArguments
 from .files import write_whole
 from .images import IMAGE_CONDITIONS
-from .model_card import add_ablation
+from .model_card import add_ablation, format_score, is_in_nats
 
 # Keys of what is compared: the conditions of `apply_condition`, and the model that was trained without images.
 TEXT_ONLY = "text_only"
@@ -238,23 +238,27 @@ class AblationReport:
         return text
 
     def _describe(self, difference: Difference) -> str:
-        ends = f"{_signed(difference.low)} … {_signed(difference.high)}"
-        return f"{difference.name} {_signed(difference.mean)}, {_percent(self.confidence)} interval {ends}"
+        mean, low, high = (
+            _signed(difference.metric, value, 1) for value in (difference.mean, difference.low, difference.high)
+        )
+        return f"{difference.name} {mean}, {_percent(self.confidence)} interval {low} … {high}"
 
     def to_markdown(self) -> str:
         """Verdict and tables: every system by metric, mean ± standard deviation over seeds, and the differences."""
         metrics = list(next(iter(self.scores.values())))
+        in_nats = [metric for metric in metrics if is_in_nats(metric)]
         lines = [
             f"**{self.verdict}**",
             "",
             f"{self.num_examples:,} test examples, {self.num_with_image:,} with an image; "
-            f"seeds {', '.join(map(str, self.seeds))}; mean ± standard deviation over seeds, in points.",
+            f"seeds {', '.join(map(str, self.seeds))}; mean ± standard deviation over seeds, in points"
+            + (f" ({', '.join(in_nats)} in nats)." if in_nats else "."),
             "",
             f"| | {' | '.join(metrics)} |",
             f"| --- |{' --- |' * len(metrics)}",
         ]
         for system, by_metric in self.scores.items():
-            cells = [_mean_and_deviation(by_metric[metric]) for metric in metrics]
+            cells = [_mean_and_deviation(metric, by_metric[metric]) for metric in metrics]
             lines.append(f"| {_NAMES.get(system, system)} | {' | '.join(cells)} |")
         level = _percent(self.confidence)
         lines += [
@@ -290,24 +294,27 @@ class AblationReport:
         return cls(**{**values, "seeds": tuple(values["seeds"])}, differences=differences)
 
 
-def _signed(value: float, digits: int = 1) -> str:
-    return f"{100 * value:+.{digits}f}".replace("-", "−")
+def _signed(metric: str, value: float, digits: int = 2) -> str:
+    """A difference in nats, or in points with so many digits."""
+    return (f"{value:+.4f}" if is_in_nats(metric) else f"{100 * value:+.{digits}f}").replace("-", "−")
 
 
 def _percent(share: float) -> str:
     return f"{100 * share:g} %"
 
 
-def _mean_and_deviation(values: Sequence[float]) -> str:
-    mean = f"{100 * np.mean(values):.2f}"
-    return mean if len(values) == 1 else f"{mean} ± {100 * np.std(values, ddof=1):.2f}"
+def _mean_and_deviation(metric: str, values: Sequence[float]) -> str:
+    mean = format_score(metric, float(np.mean(values)))
+    return mean if len(values) == 1 else f"{mean} ± {format_score(metric, float(np.std(values, ddof=1)))}"
 
 
 def _row(difference: Difference, name: str) -> str:
-    ends = f"{_signed(difference.low, 2)} … {_signed(difference.high, 2)}"
-    by_seed = ", ".join(_signed(value, 2) for value in difference.by_seed)
+    mean, low, high, *by_seed = (
+        _signed(difference.metric, value)
+        for value in (difference.mean, difference.low, difference.high, *difference.by_seed)
+    )
     p_value = "< 0.001" if difference.p_value < 0.001 else f"{difference.p_value:.3f}"
-    return f"| {name} | {_signed(difference.mean, 2)} | {ends} | {p_value} | {by_seed} |"
+    return f"| {name} | {mean} | {low} … {high} | {p_value} | {', '.join(by_seed)} |"
 
 
 def compare_conditions(

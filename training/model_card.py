@@ -45,9 +45,14 @@ class Score(NamedTuple):
     value: float
 
 
+def is_in_nats(metric: str) -> bool:
+    """Whether a score is a loss or a log-likelihood; all others are shares, which people read in points."""
+    return "loss" in metric or metric == "log_likelihood"
+
+
 def format_score(metric: str, value: float) -> str:
     """A score as people read it: a loss or a log-likelihood in nats, all others as a share of 100."""
-    return f"{value:.4f}" if "loss" in metric or metric == "log_likelihood" else f"{100 * value:.2f}"
+    return f"{value:.4f}" if is_in_nats(metric) else f"{100 * value:.2f}"
 
 
 def write_model_card(
