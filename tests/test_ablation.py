@@ -1,10 +1,13 @@
 """The image ablation: intervals and p-values against scipy, the verdict, reports, and studies that go on."""
 
+import hashlib
 import json
+import shutil
 
 import numpy as np
 import pytest
 import scipy.stats
+from datasets import Dataset
 
 from vtfusion.training.ablation import (
     TEXT_ONLY,
@@ -13,15 +16,18 @@ from vtfusion.training.ablation import (
     ablate_images,
     check_study,
     compare_conditions,
+    data_digests,
     paired_bootstrap,
     run_study,
     study_settings,
 )
 from vtfusion.training.arguments import (
     AblationArguments,
+    ClassificationDataArguments,
     DataArguments,
     GenerationArguments,
     ModelArguments,
+    TokenDataArguments,
     VTFusionTrainingArguments,
 )
 
@@ -263,6 +269,32 @@ def test_study_with_other_settings_raises(tmp_path):
     check_study(tmp_path, {"learning_rate": 1e-3, "text_model": "a"})
     with pytest.raises(ValueError, match=r"other settings: `learning_rate` \(0.001 there, 0.01 now\).*`output_dir`"):
         check_study(tmp_path, {"learning_rate": 1e-2, "text_model": "a"})
+
+
+def test_a_study_goes_on_with_the_same_data(tmp_path):
+    def digests():
+        return data_digests(TokenDataArguments(test_file=str(file), dataset_name=str(saved)))
+
+    file, saved = tmp_path / "test.jsonl", tmp_path / "saved"
+    file.write_text('{"text": "a"}')
+    Dataset.from_list([{"text": "a"}]).save_to_disk(saved / "test")
+    first = digests()
+    assert first["test_file_sha256"] == hashlib.sha256(b'{"text": "a"}').hexdigest()
+    assert digests() == first
+    file.write_text('{"text": "b"}')
+    shutil.rmtree(saved)
+    Dataset.from_list([{"text": "b"}]).save_to_disk(saved / "test")
+    second = digests()
+    assert all(second[name] != first[name] for name in first) and len(first) == 2
+    assert data_digests(TokenDataArguments(dataset_name="name/on-the-hub")) == {}
+
+
+@pytest.mark.parametrize("flag", ["text_only", "image_only"])
+def test_a_study_is_of_models_with_images_and_without(flag, tmp_path):
+    training_args = VTFusionTrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+    data_args = ClassificationDataArguments(**{flag: True})
+    with pytest.raises(ValueError, match=f"`{flag}` does not go together with `image_ablation`"):
+        ablate_images(None, ["train", "test"], None, None, "accuracy", ModelArguments(), data_args, training_args, [0])
 
 
 def test_settings_are_what_changes_results(tmp_path):

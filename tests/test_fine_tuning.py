@@ -42,16 +42,20 @@ def train(folder, vision, lora=False, **settings):
 
 
 def test_the_validation_split_decides_and_without_one_nothing_is_evaluated(tmp_path):
-    for splits in ({"train": [1]}, {"train": [1], "validation": [2]}):
-        args = VTFusionTrainingArguments(output_dir=str(tmp_path), early_stopping_patience=3, use_cpu=True)
+    for splits, patience in (({"train": [1]}, None), ({"train": [1], "validation": [2]}, 3)):
+        args = VTFusionTrainingArguments(output_dir=str(tmp_path), early_stopping_patience=patience, use_cpu=True)
         model = make_head("token", "bert", "resnet")
         collator = FusionCollator(None, ImageStore())
         trainer = build_trainer(VTFusionTrainer, model, None, collator, splits, args, metrics=["f1"])
         has_validation = "validation" in splits
         assert (args.eval_strategy != "no") == args.load_best_model_at_end == has_validation
         assert (trainer.train_dataset, trainer.eval_dataset) == ([1], [2] if has_validation else None)
-        (stopping,) = (each for each in trainer.callback_handler.callbacks if isinstance(each, EarlyStoppingCallback))
-        assert stopping.early_stopping_patience == 3
+        callbacks = trainer.callback_handler.callbacks
+        stopping = [each.early_stopping_patience for each in callbacks if isinstance(each, EarlyStoppingCallback)]
+        assert stopping == ([] if patience is None else [patience])
+    args = VTFusionTrainingArguments(output_dir=str(tmp_path), early_stopping_patience=3, use_cpu=True)
+    with pytest.raises(ValueError, match="`early_stopping_patience` needs a validation split"):
+        build_trainer(VTFusionTrainer, model, None, collator, {"train": [1]}, args)
 
 
 @pytest.mark.parametrize(
@@ -68,7 +72,9 @@ def test_any_score_or_the_loss_chooses_the_checkpoint(given, metric, greater, tm
     args = VTFusionTrainingArguments(output_dir=str(tmp_path), metric_for_best_model=given, use_cpu=True)
     model, splits = make_head("token", "bert", "resnet"), {"train": [1], "validation": [2]}
     names = ["loss", "f1", "calibration_error"]
-    trainer = build_trainer(VTFusionTrainer, model, None, default_data_collator, splits, args, metrics=names)
+    trainer = build_trainer(
+        VTFusionTrainer, model, None, FusionCollator(None, ImageStore()), splits, args, metrics=names
+    )
     assert (trainer.args.metric_for_best_model, trainer.args.greater_is_better) == (metric, greater)
 
 

@@ -649,3 +649,14 @@ def test_receipts_with_questions(load, real):
         (start,) = row["answers"]["answer_start"]
         assert row["context"][start : start + len(expected)] == row["answers"]["text"][0] == expected
     assert {"boxes", "line_ids"} <= set(valid.column_names) and "tokens" not in valid.column_names
+
+
+@pytest.mark.parametrize("name", ["dev", "eval", "val", "valid"])
+def test_a_validation_split_by_another_name(load, name, tmp_path):
+    rows = Dataset.from_list([{"text": "a", "label": "x"}, {"text": "b", "label": "y"}])
+    DatasetDict({"train": rows, name: rows, "test": rows}).save_to_disk(tmp_path)
+    dataset, _, _ = load(load_classification_dataset, dataset_name=str(tmp_path))
+    assert sorted(dataset) == ["test", "train", "validation"]
+    DatasetDict({"train": rows, name: rows, "validation": rows}).save_to_disk(tmp_path / "both")
+    dataset, _, _ = load(load_classification_dataset, dataset_name=str(tmp_path / "both"))
+    assert sorted(dataset) == sorted(["train", "validation", name])

@@ -139,6 +139,25 @@ def test_flags_that_a_head_does_not_read_are_refused(head, unread):
     assert "contrastive_loss_weight" not in str(error.value) and head.__name__ in str(error.value)
 
 
+def test_class_weights_of_other_labels_are_not_taken_over(encoders, tmp_path):
+    args = ModelArguments(
+        text_model=str(encoders / "text"), vision_model=str(encoders / "vision"), fusion_hidden_size=16,
+        class_weights=[1.0, 4.0],
+    )  # fmt: skip
+    model, processor = load_model(VTFusionForSequenceClassification, args, ["no", "yes"])
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+
+    def weights(names, **flags):
+        args = ModelArguments(model_name_or_path=str(tmp_path), **flags)
+        return load_model(VTFusionForSequenceClassification, args, names)[0].config.class_weights
+
+    assert weights(["no", "yes"]) == [1.0, 4.0]
+    assert weights(["good", "bad"]) is None
+    assert weights(["a", "b", "c"]) is None
+    assert weights(["a", "b", "c"], class_weights=[1.0, 2.0, 3.0]) == [1.0, 2.0, 3.0]
+
+
 CHANGES = {
     "pooling": "first",
     "class_weights": [1.0, 2.0, 3.0],

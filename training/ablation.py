@@ -4,6 +4,7 @@ its text-only twin, over several seeds.
 """
 
 import copy
+import hashlib
 import json
 import os
 import shutil
@@ -404,12 +405,15 @@ def ablate_images(
         raise ValueError("`image_ablation` needs a split to train on and one to test on, with labels.")
     if data_args.image_conditions != DataArguments().image_conditions:
         raise ValueError("`image_conditions` would do nothing: `image_ablation` tests with all of them.")
-    for args, flag in ((data_args, "text_only"), (training_args, "push_to_hub")):
-        if getattr(args, flag):
-            raise ValueError(f"`{flag}` does not go together with `image_ablation`, which trains several models.")
+    for args, flag in ((data_args, "text_only"), (data_args, "image_only"), (training_args, "push_to_hub")):
+        if getattr(args, flag, False):
+            raise ValueError(
+                f"`{flag}` does not go together with `image_ablation`, which trains several models, with images and "
+                "without."
+            )
     is_main = training_args.process_index == 0
     with training_args.main_process_first(desc="settings of the study"):
-        settings = study_settings(model_args, data_args, training_args, *task_args)
+        settings = study_settings(model_args, data_args, training_args, *task_args) | data_digests(data_args)
         check_study(training_args.output_dir, settings, write=is_main)
 
     def train_and_test(seed: int, text_only: bool, folder: Path) -> None:
@@ -457,6 +461,20 @@ def study_settings(*arguments: Any) -> dict[str, Any]:
         for name, value in json.loads(json.dumps(values, default=str)).items()
         if name not in _SET_BY_STUDY and not name.startswith(_WITHOUT_EFFECT)
     }
+
+
+def data_digests(data_args: DataArguments) -> dict[str, str]:
+    """SHA-256 of the data files, and of the fingerprints of saved data sets: a study goes on with the same data."""
+    digests = {}
+    for name in ("dataset_name", "train_file", "validation_file", "test_file"):
+        path = Path(getattr(data_args, name, None) or "")
+        files = sorted(path.rglob("state.json")) if path.is_dir() else [path] if path.is_file() else []
+        if getattr(data_args, name, None) and files:
+            digest = hashlib.sha256()
+            for file in files:
+                digest.update(file.read_bytes())
+            digests[f"{name}_sha256"] = digest.hexdigest()
+    return digests
 
 
 def check_study(output_dir: str | os.PathLike, settings: Mapping[str, Any], write: bool = True) -> None:

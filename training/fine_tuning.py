@@ -187,10 +187,12 @@ def build_trainer(
         kwargs (*optional*): further arguments of the trainer.
 
     Raises:
-        `ValueError`: there is no such `metric_for_best_model`, or processes share the weights of a vision encoder that
+        `ValueError`: there is no such `metric_for_best_model`, no validation split to stop early by, or processes share the weights of a vision encoder that
         some rows need and others do not.
     """
     if "validation" not in splits:
+        if "train" in splits and training_args.early_stopping_patience is not None:
+            raise ValueError("`early_stopping_patience` needs a validation split: it decides when to stop.")
         training_args.eval_strategy, training_args.load_best_model_at_end = "no", False
     metric = training_args.metric_for_best_model
     if "train" in splits and training_args.eval_strategy != "no" and metric is not None:

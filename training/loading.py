@@ -125,11 +125,14 @@ def _load_checkpoint(
         processor.window_stride = args.window_stride
     settings = {**_fresh_loss_weights(model_class, args), **chosen, **labels}
     trained = trained_labels(args.model_name_or_path, args.model_revision)
+    names = list(labels.get("id2label", {}).values())
+    known = [] if trained is None else trained.names
+    if names != known:
+        # those that were learned with belong to other labels
+        settings.setdefault("class_weights", None)
     model = model_class.from_pretrained(
         args.model_name_or_path, revision=args.model_revision, ignore_mismatched_sizes=True, **settings
     )
-    names = list(labels.get("id2label", {}).values())
-    known = [] if trained is None else trained.names
     # of more or fewer labels `from_pretrained` has drawn new weights already
     if len(names) == len(known) and names != known and checkpoint_head(args) in _WITH_CLASSES:
         logger.warning(

@@ -4,7 +4,7 @@ import csv
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypedDict, Unpack
@@ -12,10 +12,13 @@ from typing import Any, TypedDict, Unpack
 import datasets
 from datasets import Dataset, load_dataset, load_from_disk
 from datasets.exceptions import DatasetGenerationError
+from transformers.utils import logging
 
 from .files import UNFINISHED
 from .image_paths import ImageFolders
 from .messages import at
+
+logger = logging.get_logger(__name__)
 
 # `datasets` names cached results after the functions of an installed package, not after their code: raise this number
 # whenever what a loader's functions return changes, or people go on with results of the version before.
@@ -33,6 +36,8 @@ READERS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 # No row is so long. Readers take many times as much memory for a line, and fail or crash at 2 GB without a word of where.
 MAX_LINE_BYTES = 256 * 2**20
+# What the split that chooses checkpoints is also called.
+_VALIDATION = ("dev", "eval", "val", "valid")
 _METADATA_FILES = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 
 LoadTextFile = Callable[[str, str, str | None, str | None], Dataset]  # path, split, image folder, cache folder
@@ -168,7 +173,16 @@ def _load_named(name: str, origin: Origin) -> dict[str, Source]:
         with uncounted(name):
             loaded = load_dataset(name, config, revision=revision, cache_dir=cache_dir)
         folders = ImageFolders.of_name(name, base, allow_outside_paths, cache_dir)
-    return {split: Source(part, f"{split} split of {name}", folders) for split, part in loaded.items()}
+    parts = {split_name(split, loaded, name): part for split, part in loaded.items()}
+    return {split: Source(part, f"{split} split of {name}", folders) for split, part in parts.items()}
+
+
+def split_name(split: str, splits: Collection[str], dataset_name: str) -> str:
+    """The name by which a split of a data set is known here: one that chooses checkpoints is `"validation"`."""
+    if split not in _VALIDATION or "validation" in splits or sum(other in _VALIDATION for other in splits) > 1:
+        return split
+    logger.warning("The split %s of %s is taken for the validation split.", split, dataset_name)
+    return "validation"
 
 
 def _cache_dir(origin: Origin) -> str | None:

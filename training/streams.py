@@ -11,7 +11,17 @@ from datasets.exceptions import DatasetGenerationError
 
 from .image_paths import ImageFolders
 from .messages import shorten
-from .sources import READERS, Source, StreamOrigin, data_path, given_files, image_base, saved_folder, uncounted
+from .sources import (
+    READERS,
+    Source,
+    StreamOrigin,
+    data_path,
+    given_files,
+    image_base,
+    saved_folder,
+    split_name,
+    uncounted,
+)
 
 _LOOKED_AT = 1000
 
@@ -75,7 +85,7 @@ def open_streams(
             loaded = load_dataset(dataset_name, origin.get("dataset_config_name"), streaming=True)
         folders = ImageFolders.of_name(dataset_name, base, allow_outside_paths)
     return {
-        str(split): StreamSource(stream, f"{split} split of {dataset_name}", folders)
+        split_name(str(split), loaded, dataset_name): StreamSource(stream, f"{split} split of {dataset_name}", folders)
         for split, stream in loaded.items()
     }
 
