@@ -228,8 +228,7 @@ def _texts_and_labels(
     for name, column in (("text", text_column), ("text_pair", text_pair_column)):
         if column is not None:
             result[name] = [
-                "" if value is None else read_string(value, at(where, row, column))
-                for row, value in zip(indices, batch[column], strict=True)
+                read_text(value, at(where, row, column)) for row, value in zip(indices, batch[column], strict=True)
             ]
     result["label"] = [None] * len(indices)
     if label_column is None:
@@ -246,6 +245,20 @@ def _texts_and_labels(
         else:
             result["label"][position] = [_label_name(value, names, place)]
     return result
+
+
+def read_text(value: Any, place: str) -> str:
+    """
+    A text to classify; null is `""`.
+
+    Args:
+        value (`Any`): of a row.
+        place (`str`): file, row and field, for messages.
+
+    Raises:
+        `ValueError`: It is no string.
+    """
+    return "" if value is None else read_string(value, place)
 
 
 def _number(value: Any, place: str) -> float:

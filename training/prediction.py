@@ -2,30 +2,35 @@
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import datasets
-from datasets import Dataset
+from datasets import Dataset, Features, List, Value
 from transformers import AutoConfig
 from transformers.utils import logging
 
 from .. import modeling_vtfusion
 from ..images_vtfusion import decode_image
-from ..pipeline_vtfusion import VTFusionPipeline
+from ..pipeline_vtfusion import VTFusionPipeline, VTFusionTextClassificationPipeline
 from ..processing_vtfusion import VTFusionProcessor
-from .columns import find_columns, join_columns
+from .classification_data import read_text
+from .columns import find_columns, first_value, join_columns, map_columns, read_string
 from .images import skip_bad_image
 from .messages import at
-from .sources import load_sources, uncounted
+from .question_data import CONTEXT_COLUMNS, QUESTION_COLUMNS, read_context
+from .sources import Source, load_sources, uncounted
+from .token_data import TOKENS_COLUMNS, read_words
 
 # What the texts of a pipeline are usually called in people's files, best first.
 _COLUMNS = {
     "text": ("text", "tokens", "words", "sentence", "caption"),
-    "question": ("question", "query"),
-    "context": ("context", "passage", "document"),
+    "question": QUESTION_COLUMNS,
+    "context": (*CONTEXT_COLUMNS, "document"),
 }
+# From the value of a row and its place to what a pipeline is given.
+_Reader = Callable[[Any, str], Any]
 
 
 def load_pipeline(model: str, revision: str = "main", device: str | None = None) -> VTFusionPipeline:
@@ -93,11 +98,53 @@ def load_examples(
     source = sources["test"]
     wanted = {f"{name}_column": (columns.get(name), _COLUMNS[name]) for name in pipe.text_fields}
     found = find_columns(source, wanted)
-    texts = source.dataset.select_columns(found).rename_columns(
-        {column: name for name, column in zip(pipe.text_fields, found, strict=True) if column != name}
+    columns_of = dict(zip(pipe.text_fields, found, strict=True))
+    readers = {name: _reader(pipe, name, source, column) for name, column in columns_of.items()}
+    texts = map_columns(
+        source,
+        found,
+        _texts,
+        Features(
+            {
+                name: List(Value("string")) if reader is read_words else Value("string")
+                for name, reader in readers.items()
+            }
+        ),
+        desc="Reading texts",
+        fields=columns_of,
+        readers=readers,
     )
     rows = join_columns({"test": source}, {"test": texts}, {"test": set(found)}, image_column)["test"]
     return rows.select_columns([name for name in (*pipe.text_fields, "images") if name in rows.column_names])
+
+
+def _reader(pipe: VTFusionPipeline, field: str, source: Source, column: str) -> _Reader:
+    """What the loader of the training reads the field with; besides, an entity model takes whole texts, and a classifier words."""
+    if field == "context":
+        return read_context
+    if field == "question":
+        return read_string
+    if isinstance(source.dataset.features[column], List):
+        return read_words
+    if pipe.pipeline_task == VTFusionTextClassificationPipeline.pipeline_task:
+        return read_text
+    first = first_value(source, column)
+    lists = isinstance(first, list) and all(isinstance(word, str) for word in first)
+    return read_words if lists or column in TOKENS_COLUMNS else read_string
+
+
+def _texts(
+    batch: dict[str, list],
+    indices: list[int],
+    fields: dict[str, str],
+    readers: dict[str, _Reader],
+    where: str,
+    version: int,
+) -> dict[str, list]:
+    return {
+        name: [readers[name](value, at(where, row, column)) for row, value in zip(indices, batch[column], strict=True)]
+        for name, column in fields.items()
+    }
 
 
 def _read_lines(path: str, split: str, image_folder: str | None, cache_dir: str | None) -> Dataset:

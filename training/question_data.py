@@ -23,8 +23,8 @@ from .columns import (
 from .messages import at, shorten
 from .sources import Origin, load_sources
 
-_QUESTION_COLUMNS = ("question", "query")
-_CONTEXT_COLUMNS = ("context", "passage", "tokens", "words")
+QUESTION_COLUMNS = ("question", "query")
+CONTEXT_COLUMNS = ("context", "passage", "tokens", "words")
 _ANSWERS_COLUMNS = ("answers", "answer")
 
 # How a text begins that is a list with texts or dicts in it, or a dict, as a CSV file has it.
@@ -97,8 +97,8 @@ def load_question_answering_dataset(
     used: dict[str, set[str]] = {}
     for split, source in sources.items():
         wanted: WantedColumns = {
-            "question_column": (question_column, _QUESTION_COLUMNS),
-            "context_column": (context_column, _CONTEXT_COLUMNS),
+            "question_column": (question_column, QUESTION_COLUMNS),
+            "context_column": (context_column, CONTEXT_COLUMNS),
         }
         answers = answers_columns[split]
         if answers is not None:
@@ -135,13 +135,7 @@ def _questions_with_contexts(
         id_ = row if id_column is None else batch[id_column][position]
         if not isinstance(id_, str | int):
             raise ValueError(f"{at(where, row, id_column)}: expected a string or an integer, got {shorten(id_)}.")
-        context = batch[context_column][position]
-        if isinstance(context, list) and all(isinstance(word, str) for word in context):
-            context = " ".join(context)
-        if not isinstance(context, str):
-            raise ValueError(
-                f"{at(where, row, context_column)}: expected a text or a list of words, got {shorten(context)}."
-            )
+        context = read_context(batch[context_column][position], at(where, row, context_column))
         result["id"].append(str(id_))
         result["question"].append(read_string(batch[question_column][position], at(where, row, question_column)))
         result["context"].append(context)
@@ -150,6 +144,24 @@ def _questions_with_contexts(
             answers = _located_answers(batch[answers_column][position], context, at(where, row, answers_column))
         result["answers"].append(answers)
     return result
+
+
+def read_context(value: Any, place: str) -> str:
+    """
+    A text, or a list of words joined by spaces.
+
+    Args:
+        value (`Any`): of a row.
+        place (`str`): file, row and field, for messages.
+
+    Raises:
+        `ValueError`: It is neither.
+    """
+    if isinstance(value, list) and all(isinstance(word, str) for word in value):
+        value = " ".join(value)
+    if not isinstance(value, str):
+        raise ValueError(f"{place}: expected a text or a list of words, got {shorten(value)}.")
+    return value
 
 
 def _located_answers(value: Any, context: str, place: str) -> dict[str, list]:
@@ -267,7 +279,7 @@ def load_visual_question_answering_dataset(
     texts: dict[str, Dataset] = {}
     used: dict[str, set[str]] = {}
     for split, source in sources.items():
-        wanted: WantedColumns = {"question_column": (question_column, _QUESTION_COLUMNS)}
+        wanted: WantedColumns = {"question_column": (question_column, QUESTION_COLUMNS)}
         answer = answer_columns[split]
         if answer is not None:
             wanted["answer_column"] = (answer, ())

@@ -29,7 +29,7 @@ from .tags import SCHEMES, detect_scheme, find_stray_inside_tags, iob2_label_nam
 
 logger = logging.getLogger(__name__)
 
-_TOKENS_COLUMNS = ("tokens", "words", "token")
+TOKENS_COLUMNS = ("tokens", "words", "token")
 TAGS_COLUMNS = ("ner_tags", "tags", "labels", "ner")
 _CONLL_ENDINGS = (".conll", ".txt", ".tsv", ".bio", ".iob", ".iob2", "")
 _OTHERS = ", ".join(ending for ending in READERS if ending not in _CONLL_ENDINGS)
@@ -116,7 +116,7 @@ def load_token_classification_dataset(
     for split, source in sources.items():
         tokens, tags = find_columns(
             source,
-            {"tokens_column": (tokens_column, _TOKENS_COLUMNS), "tags_column": (tags_column, TAGS_COLUMNS)},
+            {"tokens_column": (tokens_column, TOKENS_COLUMNS), "tags_column": (tags_column, TAGS_COLUMNS)},
         )
         class_names = class_label_names(source.dataset.features[tags])
         if labels is None and class_names is not None:
@@ -157,7 +157,7 @@ def open_token_streams(
         with named_errors(source.where):
             stream = undecoded(source.stream)
             features = known_features(stream, source.where)
-        (tokens,) = find_columns(source.with_columns(features), {"tokens_column": (tokens_column, _TOKENS_COLUMNS)})
+        (tokens,) = find_columns(source.with_columns(features), {"tokens_column": (tokens_column, TOKENS_COLUMNS)})
         others = {name: feature for name, feature in features.items() if name not in (tokens, "tokens")}
         streams[split] = stream.map(
             _words,
@@ -172,7 +172,7 @@ def open_token_streams(
 
 
 def _words(values: list, indices: list[int], where: str, column: str) -> dict[str, list]:
-    return {"tokens": [_word_list(value, at(where, row, column)) for row, value in zip(indices, values, strict=True)]}
+    return {"tokens": [read_words(value, at(where, row, column)) for row, value in zip(indices, values, strict=True)]}
 
 
 # CoNLL columns. The `conll` builder of `datasets` fills lines that are too short and cuts those that are too long
@@ -362,7 +362,7 @@ def _words_and_tags(
     all_words, all_tags = [], []
     for row, words, tags in zip(indices, batch[tokens_column], batch[tags_column], strict=True):
         place = at(where, row, tags_column)
-        words = _word_list(words, at(where, row, tokens_column))
+        words = read_words(words, at(where, row, tokens_column))
         tags = _as_list(tags, place, "tags")
         if len(words) != len(tags):
             raise ValueError(
@@ -374,7 +374,17 @@ def _words_and_tags(
     return {"tokens": all_words, "ner_tags": all_tags}
 
 
-def _word_list(value: Any, place: str) -> list[str]:
+def read_words(value: Any, place: str) -> list[str]:
+    """
+    Words as a list, or as a text with spaces between them or a list as JSON, which is what a CSV file can hold.
+
+    Args:
+        value (`Any`): of a row.
+        place (`str`): file, row and field, for messages.
+
+    Raises:
+        `ValueError`: It is neither, a word is no string, or there is none.
+    """
     words = _as_list(value, place, "words")
     for position, word in enumerate(words):
         if not isinstance(word, str):

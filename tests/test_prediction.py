@@ -1,0 +1,86 @@
+"""A trained model over files: what `vtfusion predict` says of a row is what the training's own test says of it."""
+
+import json
+
+import pytest
+
+from pipelines import make
+from vtfusion.training.prediction import load_examples, predict_file
+from vtfusion.training.question_data import load_question_answering_dataset
+from vtfusion.training.token_data import open_token_streams
+from writing import write, write_jsonl
+
+
+@pytest.fixture(scope="module")
+def ner():
+    return make("multimodal-token-classification")
+
+
+@pytest.fixture(scope="module")
+def classify():
+    return make("multimodal-text-classification")
+
+
+@pytest.fixture(scope="module")
+def qa():
+    return make("multimodal-question-answering")
+
+
+def predict(pipe, file, options=None, **reading):
+    """The lines that are written for a file."""
+    output = file.parent / "predictions.jsonl"
+    predict_file(pipe, load_examples(file, pipe, **reading), output, batch_size=2, **(options or {}))
+    return [json.loads(line) for line in output.read_text(encoding="utf-8").splitlines()]
+
+
+# ------------------------------------------------------- texts ------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("tokens.csv", 'tokens\n"[""john\'s"", ""fox""]"\njohn\'s fox\n', [["john's", "fox"]] * 2),
+        ("headline.csv", "headline\n\"['john', 'fox']\"\n", [["john", "fox"]]),
+        ("tokens.jsonl", '{"tokens": ["john\'s", "fox"]}\n', [["john's", "fox"]]),
+    ],
+)
+def test_words_are_read_as_in_the_training(ner, tmp_path, name, content, expected):
+    file = write(tmp_path / name, content)
+    lines = predict(ner, file, columns={"text": file.stem})
+    trained_on = open_token_streams(test_file=file, tokens_column=file.stem)["test"]
+    assert [line["text"] for line in lines] == [row["tokens"] for row in trained_on] == expected
+    for line, words in zip(lines, expected, strict=True):
+        found = [entity["text"] for entity in ner({"tokens": words})]
+        assert found and [entity["text"] for entity in line["prediction"]] == found
+
+
+def test_other_texts_are_no_lists_of_words(ner, classify, tmp_path):
+    texts = ["[1]", "john's fox", '["john", "fox"]']
+    file = write(tmp_path / "lines.txt", "\n".join(texts))
+    assert [line["text"] for line in predict(ner, file)] == texts
+    file = write_jsonl(tmp_path / "lines.jsonl", [{"text": texts[2]}])
+    assert predict(classify, file)[0]["text"] == texts[2]
+
+
+@pytest.mark.parametrize("column", ["tokens", "words", "passage"])
+def test_the_words_of_a_context_are_joined_as_in_the_training(qa, tmp_path, column):
+    rows = [{"question": "who", column: ["john", "smith", "sees", "the", "fox"]}, {"question": "what", column: ["a"]}]
+    file = write_jsonl(tmp_path / "words.jsonl", rows)
+    lines = predict(qa, file)
+    contexts = load_question_answering_dataset(test_file=file)["test"]["context"]
+    assert [line["context"] for line in lines] == list(contexts) == ["john smith sees the fox", "a"]
+    assert lines[0]["prediction"]["answer"] == qa(question="who", context=contexts[0])["answer"]
+
+
+def test_a_text_that_is_null_is_empty_to_a_classifier_and_named_to_others(ner, qa, classify, tmp_path):
+    file = write_jsonl(tmp_path / "null.jsonl", [{"text": "john"}, {"text": None}])
+    assert [line["text"] for line in predict(classify, file)] == ["john", ""]
+    with pytest.raises(ValueError, match=r"null.jsonl\), row 1, field `text`: expected a string, got None"):
+        load_examples(file, ner)
+    with pytest.raises(ValueError, match=r"row 1, field `tokens`: there are no words"):
+        load_examples(write_jsonl(tmp_path / "none.jsonl", [{"tokens": ["a"]}, {"tokens": []}]), ner)
+    file = write_jsonl(
+        tmp_path / "null.jsonl", [{"question": "a", "context": "b"}, {"question": None, "context": "b"}]
+    )
+    with pytest.raises(ValueError, match=r"row 1, field `question`: expected a string, got None"):
+        load_examples(file, qa)
