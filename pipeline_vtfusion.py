@@ -40,6 +40,7 @@ class VTFusionPipeline(Pipeline):
     pipeline_task = ""  # its name for `pipeline(...)`
     auto_class = ""  # the Auto class that loads its model
     text_fields: tuple[str, ...] = ("text",)
+    optional_text_fields: tuple[str, ...] = ()
 
     def __call__(self, inputs: Any = None, images: Any = None, **kwargs: Any) -> Any:
         """
@@ -78,7 +79,8 @@ class VTFusionPipeline(Pipeline):
             `ValueError`: an example lacks a field of the task, or holds something that cannot be read.
         """
         if inputs is None:
-            inputs = {name: kwargs.pop(name) for name in (*self.text_fields, "image") if name in kwargs}
+            names = (*self.text_fields, *self.optional_text_fields, "image")
+            inputs = {name: kwargs.pop(name) for name in names if name in kwargs}
         if isinstance(inputs, (str, Mapping)):
             return super().__call__(self.read_example(inputs, images), **kwargs)
         if isinstance(inputs, (list, tuple)):
@@ -355,6 +357,7 @@ class VTFusionTextClassificationPipeline(VTFusionPipeline):
 
     pipeline_task = "multimodal-text-classification"
     auto_class = "AutoModelForSequenceClassification"
+    optional_text_fields: tuple[str, ...] = ("text_pair",)
 
     def read_example(self, example: Any, images: Any = None) -> dict[str, Any]:
         """`text`, `text_pair` (`None` for none) and `images` of an example."""
@@ -442,6 +445,7 @@ class VTFusionVisualQuestionAnsweringPipeline(VTFusionTextClassificationPipeline
     pipeline_task = "multimodal-visual-question-answering"
     auto_class = "AutoModelForVisualQuestionAnswering"
     text_fields = ("question",)
+    optional_text_fields = ()
 
     def texts(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """The arguments of the processor for the questions of a batch."""

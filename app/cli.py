@@ -138,6 +138,7 @@ def predict(
     ],
     output: Annotated[Path, typer.Option(help="The file of JSON lines to write.")] = Path("predictions.jsonl"),
     text_column: Annotated[str | None, typer.Option(help="Column of the text or the words.")] = None,
+    text_pair_column: Annotated[str | None, typer.Option(help="Column of a second text, if there is one.")] = None,
     question_column: Annotated[str | None, typer.Option(help="Column of the question.")] = None,
     context_column: Annotated[str | None, typer.Option(help="Column of the text that holds the answer.")] = None,
     image_column: Annotated[str | None, typer.Option(help="Column of the image or images.")] = None,
@@ -158,7 +159,12 @@ def predict(
     from ..training.prediction import load_examples, load_pipeline, predict_file
 
     pipe = load_pipeline(model, revision, device)
-    columns = {"text": text_column, "question": question_column, "context": context_column}
+    columns = {
+        "text": text_column,
+        "text_pair": text_pair_column,
+        "question": question_column,
+        "context": context_column,
+    }
     rows = load_examples(file, pipe, columns, image_column, image_folder, allow_outside_paths)
     count = predict_file(pipe, rows, output, batch_size, on_bad_image)
     typer.echo(f"{count:,} predictions: {output}")

@@ -154,6 +154,18 @@ def test_an_unreadable_image_is_named_or_left_out(model_folder, posts, tmp_path)
     assert len(output.read_text(encoding="utf-8").splitlines()) == 2
 
 
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--text-pair-column", "label"], "reads no text_pair"),
+        (["--question-column", "label"], "reads no question"),
+    ],
+)
+def test_a_flag_of_another_task_is_refused(model_folder, posts, flags, message):
+    result = runner.invoke(cli.app, ["predict", str(model_folder), str(posts), *flags])
+    assert result.exit_code == 1 and message in str(result.exception)
+
+
 def test_a_model_without_a_pipeline_is_refused(tmp_path, posts):
     VTFusionForMaskedLM(tiny_config("bert", "precomputed")).save_pretrained(tmp_path / "mlm")
     with pytest.raises(ValueError, match="VTFusionForMaskedLM, which has no pipeline"):

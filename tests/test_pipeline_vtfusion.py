@@ -235,6 +235,7 @@ def test_a_second_text(classify):
     with torch.no_grad():
         probabilities = classify.model(**batch).logits[0].softmax(-1)
     found = classify({"text": "the fox", "text_pair": "john smith"})
+    assert found == classify(text="the fox", text_pair="john smith")
     assert found["score"] == pytest.approx(float(probabilities.max()), rel=1e-5)
     with pytest.raises(ValueError, match="some have none"):
         classify([{"text": "the fox", "text_pair": "john"}, {"text": "the fox"}], batch_size=2)

@@ -84,3 +84,23 @@ def test_a_text_that_is_null_is_empty_to_a_classifier_and_named_to_others(ner, q
     )
     with pytest.raises(ValueError, match=r"row 1, field `question`: expected a string, got None"):
         load_examples(file, qa)
+
+
+@pytest.mark.parametrize("column", ["text_pair", "answer"])
+def test_the_second_text_of_a_pair_is_read(classify, tmp_path, column):
+    pairs = [("the fox", "john smith"), ("the fox", "paris"), ("the fox", "")]
+    rows = [{"text": text, column: pair or None} for text, pair in pairs]
+    file = write_jsonl(tmp_path / "pairs.jsonl", rows)
+    columns = None if column == "text_pair" else {"text_pair": column}
+    lines = predict(classify, file, columns=columns)
+    assert [(line["text"], line["text_pair"]) for line in lines] == pairs
+    scores = [classify(text=text, text_pair=pair, top_k=1)["score"] for text, pair in pairs]
+    assert len({round(score, 4) for score in scores}) == 3  # so the pair matters
+    assert [line["prediction"]["score"] for line in lines] == pytest.approx(scores, rel=1e-4)
+
+
+def test_a_second_text_is_for_models_that_read_one(ner, tmp_path):
+    file = write_jsonl(tmp_path / "pairs.jsonl", [{"text": "the fox", "text_pair": "john"}])
+    assert predict(ner, file)[0].keys() == {"row", "text", "prediction"}
+    with pytest.raises(ValueError, match="reads no text_pair, but text"):
+        load_examples(file, ner, {"text_pair": "text_pair"})

@@ -34,7 +34,7 @@ SINGLE, MULTI, REGRESSION = "single_label_classification", "multi_label_classifi
 _PROBLEM_TYPES = (SINGLE, MULTI, REGRESSION)
 
 _TEXT_COLUMNS = ("text", "sentence", "tweet", "review", "content")
-_TEXT_PAIR_COLUMNS = ("text_pair",)
+TEXT_PAIR_COLUMNS = ("text_pair",)
 _LABEL_COLUMNS = ("label", "labels", "sentiment", "class", "intent")
 
 
@@ -187,7 +187,7 @@ def _read_texts(
     """The texts and labels of a split, see [`_texts_and_labels`], and the columns that they come from."""
     wanted: WantedColumns = {"text_column": (text_column, _TEXT_COLUMNS)}
     features = Features({"text": Value("string")})
-    text_pair = find_column("text_pair_column", text_pair_column, _TEXT_PAIR_COLUMNS, source)
+    text_pair = find_column("text_pair_column", text_pair_column, TEXT_PAIR_COLUMNS, source)
     if text_pair is not None:
         wanted["text_pair_column"] = (text_pair, ())
         features["text_pair"] = Value("string")

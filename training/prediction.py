@@ -15,8 +15,16 @@ from .. import modeling_vtfusion
 from ..images_vtfusion import decode_image
 from ..pipeline_vtfusion import VTFusionPipeline, VTFusionTextClassificationPipeline
 from ..processing_vtfusion import VTFusionProcessor
-from .classification_data import read_text
-from .columns import find_columns, first_value, join_columns, map_columns, read_string
+from .classification_data import TEXT_PAIR_COLUMNS, read_text
+from .columns import (
+    WantedColumns,
+    find_column,
+    find_columns,
+    first_value,
+    join_columns,
+    map_columns,
+    read_string,
+)
 from .images import skip_bad_image
 from .messages import at
 from .question_data import CONTEXT_COLUMNS, QUESTION_COLUMNS, read_context
@@ -26,6 +34,7 @@ from .token_data import TOKENS_COLUMNS, read_words
 # What the texts of a pipeline are usually called in people's files, best first.
 _COLUMNS = {
     "text": ("text", "tokens", "words", "sentence", "caption"),
+    "text_pair": TEXT_PAIR_COLUMNS,
     "question": QUESTION_COLUMNS,
     "context": (*CONTEXT_COLUMNS, "document"),
 }
@@ -73,7 +82,8 @@ def load_examples(
 
     Args:
         file (`str` or `os.PathLike`): the file or folder.
-        pipe ([`VTFusionPipeline`]): its `text_fields` are read.
+        pipe ([`VTFusionPipeline`]): its `text_fields` are read, and of its `optional_text_fields` those that
+            there are.
         columns (`Mapping[str, str | None]`, *optional*): for a field of the pipeline the column that holds it, where
             it has no usual name.
         image_column (`str`, *optional*): the column with the image or images.
@@ -85,9 +95,10 @@ def load_examples(
         `datasets.Dataset`: the fields and, if there are any, `images`, undecoded.
     """
     columns = columns or {}
-    unknown = [name for name, column in columns.items() if column is not None and name not in pipe.text_fields]
+    known = (*pipe.text_fields, *pipe.optional_text_fields)
+    unknown = [name for name, column in columns.items() if column is not None and name not in known]
     if unknown:
-        raise ValueError(f"{pipe.pipeline_task} reads no {' or '.join(unknown)}, but {', '.join(pipe.text_fields)}.")
+        raise ValueError(f"{pipe.pipeline_task} reads no {' or '.join(unknown)}, but {', '.join(known)}.")
     sources = load_sources(
         test_file=file,
         image_folder=image_folder,
@@ -96,10 +107,17 @@ def load_examples(
         allow_outside_paths=allow_outside_paths,
     )
     source = sources["test"]
-    wanted = {f"{name}_column": (columns.get(name), _COLUMNS[name]) for name in pipe.text_fields}
+    fields = list(pipe.text_fields)
+    wanted: WantedColumns = {f"{name}_column": (columns.get(name), _COLUMNS[name]) for name in fields}
+    for name in pipe.optional_text_fields:
+        argument = f"{name}_column"
+        column = find_column(argument, columns.get(name), _COLUMNS[name], source)
+        if column is not None:
+            fields.append(name)
+            wanted[argument] = (column, ())
     found = find_columns(source, wanted)
-    columns_of = dict(zip(pipe.text_fields, found, strict=True))
-    readers = {name: _reader(pipe, name, source, column) for name, column in columns_of.items()}
+    column_of = dict(zip(fields, found, strict=True))
+    readers = {name: _reader(pipe, name, source, column) for name, column in column_of.items()}
     texts = map_columns(
         source,
         found,
@@ -111,11 +129,11 @@ def load_examples(
             }
         ),
         desc="Reading texts",
-        fields=columns_of,
+        fields=column_of,
         readers=readers,
     )
     rows = join_columns({"test": source}, {"test": texts}, {"test": set(found)}, image_column)["test"]
-    return rows.select_columns([name for name in (*pipe.text_fields, "images") if name in rows.column_names])
+    return rows.select_columns([name for name in (*fields, "images") if name in rows.column_names])
 
 
 def _reader(pipe: VTFusionPipeline, field: str, source: Source, column: str) -> _Reader:
@@ -124,7 +142,7 @@ def _reader(pipe: VTFusionPipeline, field: str, source: Source, column: str) -> 
         return read_context
     if field == "question":
         return read_string
-    if isinstance(source.dataset.features[column], List):
+    if field == "text" and isinstance(source.dataset.features[column], List):
         return read_words
     if pipe.pipeline_task == VTFusionTextClassificationPipeline.pipeline_task:
         return read_text
@@ -199,7 +217,7 @@ def predict_file(
     unfinished = Path(f"{os.fspath(output)}.unfinished")
     unfinished.parent.mkdir(parents=True, exist_ok=True)
     results = pipe(decoded_examples(rows, on_bad_image), batch_size=batch_size, **options)
-    texts = rows.select_columns(list(pipe.text_fields))
+    texts = rows.select_columns([name for name in rows.column_names if name != "images"])
     try:
         with open(unfinished, "w", encoding="utf-8") as file:
             progress = logging.tqdm(zip(texts, results, strict=True), total=len(rows), desc="Predicting")
