@@ -3,8 +3,11 @@
 import json
 
 import pytest
+import torch
 
 from pipelines import make
+from vtfusion.training.classification import TextEvaluator
+from vtfusion.training.classification_data import MULTI, load_classification_dataset
 from vtfusion.training.prediction import load_examples, predict_file
 from vtfusion.training.question_data import load_question_answering_dataset
 from vtfusion.training.token_data import open_token_streams
@@ -97,6 +100,25 @@ def test_the_second_text_of_a_pair_is_read(classify, tmp_path, column):
     scores = [classify(text=text, text_pair=pair, top_k=1)["score"] for text, pair in pairs]
     assert len({round(score, 4) for score in scores}) == 3  # so the pair matters
     assert [line["prediction"]["score"] for line in lines] == pytest.approx(scores, rel=1e-4)
+
+
+def test_all_labels_that_apply_are_those_of_the_test(tmp_path):
+    several = make("multimodal-text-classification", seed=2, problem_type=MULTI)  # labels of either kind
+    names = ["bad", "so", "good"]
+    texts = ["the fox", "john smith", "lower", " ".join(["john smith in paris"] * 20)]
+    file = write_jsonl(tmp_path / "texts.jsonl", [{"text": text, "label": [1.0, 0.0, 0.0]} for text in texts])
+    (dataset, problem_type, _) = load_classification_dataset(test_file=file, labels=names)
+    batch = several.processor(text=texts, return_tensors="pt")
+    assert len(batch.row_of_window) > len(texts)
+    with torch.no_grad():
+        logits = several.model(**batch).logits.numpy()
+    tested = TextEvaluator(dataset["test"], {"row": batch.row_of_window}, problem_type, names).answers((logits,))
+    assert {len(answer["label"]) for answer in tested} == {1, 3}
+    for line, answer in zip(predict(several, file), tested, strict=True):
+        assert line["prediction"].keys() == {*answer, "gate"}
+        assert line["prediction"]["label"] == answer["label"]
+        assert line["prediction"]["scores"] == pytest.approx(answer["scores"], abs=1e-5)
+    assert predict(several, file, {"top_k": 1})[0]["prediction"].keys() == {"label", "score", "gate"}
 
 
 def test_a_second_text_is_for_models_that_read_one(ner, tmp_path):

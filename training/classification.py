@@ -9,7 +9,7 @@ from datasets import Dataset, DatasetDict
 
 from ..processing_vtfusion import VTFusionProcessor
 from .arguments import ClassificationDataArguments
-from .classification_data import MULTI, REGRESSION, SINGLE, load_classification_dataset
+from .classification_data import MULTI, REGRESSION, SINGLE, labels_that_apply, load_classification_dataset
 from .fine_tuning import has_labels, limit_rows, read_records
 from .images import RowKeys
 from .loading import trained_labels
@@ -175,7 +175,7 @@ class TextEvaluator:
         if self.problem_type == SINGLE:
             return self.label_names[int(values.argmax())]
         if self.problem_type == MULTI:
-            return [name for name, value in zip(self.label_names, values, strict=True) if value >= 0.5]
+            return labels_that_apply(self.label_names, values)
         return float(values[0])
 
     def score(self, answers: Sequence[Mapping[str, Any]]) -> dict[str, float | int]:
@@ -220,7 +220,7 @@ class TextEvaluator:
         if self.problem_type == SINGLE:
             return self.label_names[int(label)]
         if self.problem_type == MULTI:
-            return [name for name, value in zip(self.label_names, label, strict=True) if value >= 0.5]
+            return labels_that_apply(self.label_names, label)
         return float(label)
 
 

@@ -133,6 +133,11 @@ def load_classification_dataset(
     return join_columns(sources, texts, used, image_column), problem_type, names
 
 
+def labels_that_apply(names: Sequence[str], probabilities: Iterable[float]) -> list[str]:
+    """Of several labels those that are as likely as not, or likelier, in the order of `names`."""
+    return [name for name, value in zip(names, probabilities, strict=True) if value >= 0.5]
+
+
 def _infer_problem_type(firsts: Mapping[str, Any]) -> str:
     """From the first label of the training split, or else of any split."""
     candidates = [firsts.get("train"), *firsts.values()]

@@ -15,7 +15,7 @@ from .. import modeling_vtfusion
 from ..images_vtfusion import decode_image
 from ..pipeline_vtfusion import VTFusionPipeline, VTFusionTextClassificationPipeline
 from ..processing_vtfusion import VTFusionProcessor
-from .classification_data import TEXT_PAIR_COLUMNS, read_text
+from .classification_data import MULTI, TEXT_PAIR_COLUMNS, labels_that_apply, read_text
 from .columns import (
     WantedColumns,
     find_column,
@@ -201,7 +201,9 @@ def predict_file(
     **options: Any,
 ) -> int:
     """
-    Writes a line for each example: `row`, the texts, and `prediction`. The file appears when it is whole.
+    Writes a line for each example: `row`, the texts, and `prediction`, which is the result of the pipeline. Where a text
+    may have several labels it is `label`, a list of all that apply, `scores`, one for each label of the model in its order,
+    as in the `test_predictions.jsonl` of a training, and `gate`. The file appears when it is whole.
 
     Args:
         pipe ([`VTFusionPipeline`]): what predicts.
@@ -216,15 +218,28 @@ def predict_file(
     """
     unfinished = Path(f"{os.fspath(output)}.unfinished")
     unfinished.parent.mkdir(parents=True, exist_ok=True)
+    of_labels = pipe.pipeline_task == VTFusionTextClassificationPipeline.pipeline_task
+    several = of_labels and pipe.model.config.problem_type == MULTI and "top_k" not in options
+    if several:
+        options["top_k"] = None
     results = pipe(decoded_examples(rows, on_bad_image), batch_size=batch_size, **options)
     texts = rows.select_columns([name for name in rows.column_names if name != "images"])
     try:
         with open(unfinished, "w", encoding="utf-8") as file:
             progress = logging.tqdm(zip(texts, results, strict=True), total=len(rows), desc="Predicting")
             for index, (row, prediction) in enumerate(progress):
+                if several:
+                    prediction = _several_labels(prediction, pipe.model.config.id2label)
                 line = {"row": index, **row, "prediction": prediction}
                 file.write(json.dumps(line, ensure_ascii=False) + "\n")
         unfinished.replace(output)
     finally:
         unfinished.unlink(missing_ok=True)
     return len(rows)
+
+
+def _several_labels(labels: list[dict[str, Any]], id2label: Mapping[int, str]) -> dict[str, Any]:
+    names = [id2label[index] for index in range(len(id2label))]
+    score_of = {label["label"]: label["score"] for label in labels}
+    scores = [score_of[name] for name in names]
+    return {"label": labels_that_apply(names, scores), "scores": scores, "gate": labels[0]["gate"]}
