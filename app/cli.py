@@ -147,6 +147,9 @@ def predict(
         bool, typer.Option("--allow-outside-paths", help="Open images outside of the file's folder too.")
     ] = False,
     on_bad_image: Annotated[OnBadImage, typer.Option(help="What an unreadable image does.")] = OnBadImage.error,
+    handle_impossible_answer: Annotated[
+        bool, typer.Option("--handle-impossible-answer", help="A question may have no answer in its text.")
+    ] = False,
     batch_size: Annotated[int, typer.Option(min=1, help="Texts in a batch.")] = 16,
     revision: Annotated[str, typer.Option(help="Branch, tag or commit of the model.")] = "main",
     device: Annotated[str | None, typer.Option(help="Such as cpu or cuda:0; by default what there is.")] = None,
@@ -166,7 +169,8 @@ def predict(
         "context": context_column,
     }
     rows = load_examples(file, pipe, columns, image_column, image_folder, allow_outside_paths)
-    count = predict_file(pipe, rows, output, batch_size, on_bad_image)
+    options = {"handle_impossible_answer": True} if handle_impossible_answer else {}
+    count = predict_file(pipe, rows, output, batch_size, on_bad_image, **options)
     typer.echo(f"{count:,} predictions: {output}")
 
 

@@ -11,6 +11,7 @@ from PIL import Image
 from transformers import ViTImageProcessor
 from typer.testing import CliRunner
 
+from pipelines import make
 from tiny import randomize_fusion, tiny_config
 from tokenizers_for_tests import TOKENIZERS
 from vtfusion import VTFusionForMaskedLM, VTFusionForTokenClassification, VTFusionProcessor
@@ -131,6 +132,20 @@ def test_columns_of_other_names_and_lines_of_text(model_folder, tmp_path):
     assert len(output.read_text(encoding="utf-8").splitlines()) == 2
 
 
+def test_a_question_may_be_answered_by_nothing(tmp_path):
+    pipe = make("multimodal-question-answering", seed=1)  # to one of three questions it gives none
+    pipe.save_pretrained(tmp_path / "qa")
+    rows = [{"question": question, "context": "john smith sees the fox"} for question in ("who", "what is the", "fox")]
+    file, output = write_jsonl(tmp_path / "rows.jsonl", rows), tmp_path / "out.jsonl"
+    for flags, options in (([], {}), (["--handle-impossible-answer"], {"handle_impossible_answer": True})):
+        command = ["predict", str(tmp_path / "qa"), str(file), "--output", str(output), "--device", "cpu", *flags]
+        result = runner.invoke(cli.app, command)
+        assert result.exit_code == 0, result.output
+        answers = [json.loads(line)["prediction"]["answer"] for line in output.read_text("utf-8").splitlines()]
+        assert answers == [pipe(row, **options)["answer"] for row in rows]
+        assert answers.count("") == len(flags)
+
+
 def test_a_table_with_tabs_has_a_header(model_folder, tmp_path):
     """For the words of entities the loaders of the training take `.tsv` for CoNLL columns; a text is no such row."""
     (tmp_path / "posts.tsv").write_text("text\timage\njohn smith\ta.png\nthe fox\t\n")
@@ -159,6 +174,7 @@ def test_an_unreadable_image_is_named_or_left_out(model_folder, posts, tmp_path)
     [
         (["--text-pair-column", "label"], "reads no text_pair"),
         (["--question-column", "label"], "reads no question"),
+        (["--handle-impossible-answer"], "takes no `handle_impossible_answer`"),
     ],
 )
 def test_a_flag_of_another_task_is_refused(model_folder, posts, flags, message):
