@@ -14,7 +14,7 @@ from vtfusion.training.captions import open_caption_streams
 from vtfusion.training.classification_data import load_classification_dataset
 from vtfusion.training.tags import find_stray_inside_tags, split_tag, to_iob2
 from vtfusion.training.token_data import _stream_conll, load_token_classification_dataset, open_token_streams
-from writing import write
+from writing import write, write_jsonl
 
 WORDS, TAGS = [["Anna", "Lee"], ["Rome"]], [["B-PER", "I-PER"], ["B-LOC"]]
 ROWS = [{"tokens": words, "ner_tags": tags} for words, tags in zip(WORDS, TAGS, strict=True)]
@@ -207,6 +207,17 @@ def test_mixed_kinds_of_images_in_a_column(tmp_path):
     stream = open_caption_streams(CaptionDataArguments(validation_file=str(file)))["validation"]
     assert [row["images"] for row in stream] == [[item] * count for count in expected]
     assert [row["captions"] for row in stream] == [["t"]] * len(rows)
+
+
+@pytest.mark.parametrize(("name", "other"), [("a[1]", "a1"), ("a?", "ab"), ("a*", "ab")])
+def test_a_name_is_no_pattern(tmp_path, name, other):
+    for text, folder in ((WORDS[0], name), (WORDS[1], other)):
+        write_jsonl(tmp_path / folder / f"{folder}.jsonl", [{"tokens": text, "ner_tags": ["B-PER"] * len(text)}])
+    folder = tmp_path / name
+    assert [words for words, _ in load(folder / f"{name}.jsonl")] == [WORDS[0]]  # streamed, too
+    for read in (load_token_classification_dataset, open_token_streams):
+        with pytest.raises(ValueError, match=r"would take the name of the folder .* for a pattern. Rename"):
+            read(str(folder))
 
 
 def test_splits_need_not_have_the_same_columns(tmp_path):

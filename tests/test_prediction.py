@@ -65,6 +65,11 @@ def test_other_texts_are_no_lists_of_words(ner, classify, tmp_path):
     assert predict(classify, file)[0]["text"] == texts[2]
 
 
+def test_the_name_of_a_text_file_is_no_pattern(ner, tmp_path):
+    write(tmp_path / "a1.txt", "john")
+    assert load_examples(write(tmp_path / "a[1].txt", "the fox"), ner)["text"][:] == ["the fox"]
+
+
 @pytest.mark.parametrize("column", ["tokens", "words", "passage"])
 def test_the_words_of_a_context_are_joined_as_in_the_training(qa, tmp_path, column):
     rows = [{"question": "who", column: ["john", "smith", "sees", "the", "fox"]}, {"question": "what", column: ["a"]}]

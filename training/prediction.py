@@ -28,7 +28,7 @@ from .columns import (
 from .images import skip_bad_image
 from .messages import at
 from .question_data import CONTEXT_COLUMNS, QUESTION_COLUMNS, read_context
-from .sources import Source, load_sources, uncounted
+from .sources import Source, file_pattern, load_sources, uncounted
 from .token_data import TOKENS_COLUMNS, read_words
 
 # What the texts of a pipeline are usually called in people's files, best first.
@@ -167,7 +167,9 @@ def _texts(
 
 def _read_lines(path: str, split: str, image_folder: str | None, cache_dir: str | None) -> Dataset:
     with uncounted():
-        loaded = datasets.load_dataset("text", data_files={split: path}, split=split, cache_dir=cache_dir)
+        loaded = datasets.load_dataset(
+            "text", data_files={split: file_pattern(path)}, split=split, cache_dir=cache_dir
+        )
     if not isinstance(loaded, Dataset):
         raise ValueError(f"{path} cannot be read as lines of text.")
     return loaded

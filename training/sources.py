@@ -1,9 +1,9 @@
 """What all loaders begin with: a named data set or files, read as one [`Source`] for each split."""
 
 import csv
+import glob
 import json
 import os
-import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -169,6 +169,7 @@ def _load_named(name: str, origin: Origin) -> dict[str, Source]:
         loaded = load_from_disk(folder)
         folders = ImageFolders.of_file(folder, base, allow_outside_paths)
     else:
+        check_folder_name(name)
         config, revision, cache_dir = origin.get("dataset_config_name"), origin.get("revision"), _cache_dir(origin)
         with uncounted(name):
             loaded = load_dataset(name, config, revision=revision, cache_dir=cache_dir)
@@ -274,11 +275,10 @@ def _looks_binary(path: str) -> bool:
 
 def _load_packaged(builder: str, path: str, split: str, cache_dir: str | None, **kwargs: Any) -> Dataset:
     try:
-        # One file at a time, since `datasets` would want the same columns in all splits. The brackets keep a path with
-        # `[` or `*` in it from being read as a pattern.
-        pattern = re.sub(r"([\[*?])", r"[\1]", path)
+        # One file at a time, since `datasets` would want the same columns in all splits.
+        files = {split: file_pattern(path)}
         with uncounted():
-            dataset = load_dataset(builder, data_files={split: [pattern]}, split=split, cache_dir=cache_dir, **kwargs)
+            dataset = load_dataset(builder, data_files=files, split=split, cache_dir=cache_dir, **kwargs)
         dataset.data.validate(full=True)  # the readers take texts for UTF-8 without a look
         return dataset
     except (DatasetGenerationError, OverflowError, ValueError) as error:
@@ -287,6 +287,35 @@ def _load_packaged(builder: str, path: str, split: str, cache_dir: str | None, *
         if path.endswith(".jsonl"):
             _check_json_lines(path)
         raise ValueError(f"{path} cannot be read as {builder}: {error.__cause__ or error}") from error
+
+
+def file_pattern(path: str) -> str:
+    """
+    What `datasets` is to be told to read this file: it takes a path with `[`, `*` or `?` in it for a pattern, which other
+    files may fit.
+
+    Args:
+        path (`str`): the file.
+    """
+    return glob.escape(path)
+
+
+def check_folder_name(name: str) -> None:
+    """
+    What `datasets` looks for in a folder begins with the folder's path, which cannot be kept from being a pattern.
+
+    Args:
+        name (`str`): of a data set.
+
+    Raises:
+        `ValueError`: It is a folder that `datasets` would not find, or take others for.
+    """
+    folder = os.path.realpath(os.path.expanduser(name))
+    if os.path.isdir(folder) and file_pattern(folder) != folder:
+        raise ValueError(
+            f"`datasets` would take the name of the folder {folder} for a pattern. Rename what has `[`, `*` or `?` in its "
+            "name, or give the files."
+        )
 
 
 @contextmanager

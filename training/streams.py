@@ -15,7 +15,9 @@ from .sources import (
     READERS,
     Source,
     StreamOrigin,
+    check_folder_name,
     data_path,
+    file_pattern,
     given_files,
     image_base,
     saved_folder,
@@ -81,6 +83,7 @@ def open_streams(
         loaded = {split: rows.to_iterable_dataset() for split, rows in load_from_disk(folder).items()}
         folders = ImageFolders.of_file(folder, base, allow_outside_paths)
     else:
+        check_folder_name(dataset_name)
         with uncounted(dataset_name):
             loaded = load_dataset(dataset_name, origin.get("dataset_config_name"), streaming=True)
         folders = ImageFolders.of_name(dataset_name, base, allow_outside_paths)
@@ -106,7 +109,9 @@ def _open_file(
         builder, options = READERS[ending]
         try:
             with uncounted(), named_errors(where):
-                stream = load_dataset(builder, data_files={split: [path]}, split=split, streaming=True, **options)
+                stream = load_dataset(
+                    builder, data_files={split: file_pattern(path)}, split=split, streaming=True, **options
+                )
         except StopIteration:  # what `datasets` says of a JSON file without anything in it
             raise ValueError(f"{where} has no rows.") from None
     elif open_text_file is not None:
