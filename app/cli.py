@@ -147,6 +147,8 @@ def predict(
         bool, typer.Option("--allow-outside-paths", help="Open images outside of the file's folder too.")
     ] = False,
     on_bad_image: Annotated[OnBadImage, typer.Option(help="What an unreadable image does.")] = OnBadImage.error,
+    # as DataArguments.max_images, whose file takes seconds to import
+    max_images: Annotated[int, typer.Option(min=1, help="Images of a text beyond this number are left out.")] = 4,
     handle_impossible_answer: Annotated[
         bool, typer.Option("--handle-impossible-answer", help="A question may have no answer in its text.")
     ] = False,
@@ -170,7 +172,7 @@ def predict(
     }
     rows = load_examples(file, pipe, columns, image_column, image_folder, allow_outside_paths)
     options = {"handle_impossible_answer": True} if handle_impossible_answer else {}
-    count = predict_file(pipe, rows, output, batch_size, on_bad_image, **options)
+    count = predict_file(pipe, rows, output, batch_size, on_bad_image, max_images, **options)
     typer.echo(f"{count:,} predictions: {output}")
 
 

@@ -11,11 +11,12 @@ from PIL import Image
 from transformers import ViTImageProcessor
 from typer.testing import CliRunner
 
-from pipelines import make
+from pipelines import make, picture
 from tiny import randomize_fusion, tiny_config
 from tokenizers_for_tests import TOKENIZERS
 from vtfusion import VTFusionForMaskedLM, VTFusionForTokenClassification, VTFusionProcessor
 from vtfusion.app import cli
+from vtfusion.training.arguments import DataArguments
 from vtfusion.training.prediction import load_pipeline
 from writing import write_jsonl
 
@@ -92,6 +93,7 @@ def test_every_task_has_its_script():
         (["export", "a"], "--output"),
         (["export", "a", "--output", "b", "--tolerance", "-1"], "--tolerance"),
         (["predict", "a", "b", "--batch-size", "0"], "--batch-size"),
+        (["predict", "a", "b", "--max-images", "0"], "--max-images"),
         (["fly"], "fly"),
     ],
 )
@@ -180,6 +182,25 @@ def test_an_unreadable_image_is_named_or_left_out(model_folder, posts, tmp_path)
 def test_a_flag_of_another_task_is_refused(model_folder, posts, flags, message):
     result = runner.invoke(cli.app, ["predict", str(model_folder), str(posts), *flags])
     assert result.exit_code == 1 and message in str(result.exception)
+
+
+@pytest.mark.parametrize(("flags", "used"), [([], 4), (["--max-images", "5"], 5), (["--max-images", "9"], 6)])
+def test_images_beyond_a_number_are_left_out_as_in_the_training(tmp_path, caplog, flags, used):
+    assert DataArguments().max_images == 4
+    pipe = make("multimodal-text-classification")
+    pipe.save_pretrained(tmp_path / "model")
+    names = [f"{index}.png" for index in range(6)]
+    for index, name in enumerate(names):
+        picture(index).save(tmp_path / name)
+    (tmp_path / names[-1]).write_bytes((tmp_path / names[-1]).read_bytes() if used == 6 else b"not a picture")
+    rows = [{"text": "the fox", "images": names}, {"text": "the fox", "images": names[:1]}]
+    file, output = write_jsonl(tmp_path / "rows.jsonl", rows), tmp_path / "out.jsonl"
+    command = ["predict", str(tmp_path / "model"), str(file), "--output", str(output), "--device", "cpu", *flags]
+    assert runner.invoke(cli.app, command).exit_code == 0
+    found = [json.loads(line)["prediction"]["score"] for line in output.read_text("utf-8").splitlines()]
+    expected = [pipe("the fox", images=[picture(index) for index in range(count)])["score"] for count in (used, 1)]
+    assert found == pytest.approx(expected, rel=1e-5)
+    assert (f"1 of 2 rows have more images than the {used} that are used" in caplog.text) == (used < 6)
 
 
 def test_a_model_without_a_pipeline_is_refused(tmp_path, posts):

@@ -31,6 +31,8 @@ from .question_data import CONTEXT_COLUMNS, QUESTION_COLUMNS, read_context
 from .sources import Source, file_pattern, load_sources, uncounted
 from .token_data import TOKENS_COLUMNS, read_words
 
+logger = logging.get_logger(__name__)
+
 # What the texts of a pipeline are usually called in people's files, best first.
 _COLUMNS = {
     "text": ("text", "tokens", "words", "sentence", "caption"),
@@ -175,7 +177,9 @@ def _read_lines(path: str, split: str, image_folder: str | None, cache_dir: str 
     return loaded
 
 
-def decoded_examples(rows: Dataset, on_bad_image: str = "error") -> Iterator[dict[str, Any]]:
+def decoded_examples(
+    rows: Dataset, on_bad_image: str = "error", max_images: int | None = None
+) -> Iterator[dict[str, Any]]:
     """
     The examples of [`load_examples`] with their images as pixels.
 
@@ -183,15 +187,27 @@ def decoded_examples(rows: Dataset, on_bad_image: str = "error") -> Iterator[dic
         rows (`datasets.Dataset`): the examples.
         on_bad_image (`str`, *optional*, defaults to `"error"`): what an unreadable image does: `"error"`, or
             `"skip_image"` to leave it out, with a warning that names the row.
+        max_images (`int`, *optional*): images of a row beyond this number are left out, with a warning in the end that
+            counts such rows.
     """
+    num_cut = 0
     for index, row in enumerate(rows):
         images = []
-        for image in row.get("images") or []:
+        given = row.get("images") or []
+        num_cut += len(given) > len(given[:max_images])
+        for image in given[:max_images]:
             try:
                 images.append(decode_image(image, allow_paths=True))
             except ValueError as error:
                 skip_bad_image(f"{at(row=index, field='images')}: {error}", on_bad_image)
         yield {**row, "images": images or None}
+    if num_cut:
+        logger.warning(
+            "%d of %d rows have more images than the %s that are used: `max_images` says how many.",
+            num_cut,
+            len(rows),
+            max_images,
+        )
 
 
 def predict_file(
@@ -200,6 +216,7 @@ def predict_file(
     output: str | os.PathLike,
     batch_size: int = 16,
     on_bad_image: str = "error",
+    max_images: int | None = None,
     **options: Any,
 ) -> int:
     """
@@ -213,6 +230,7 @@ def predict_file(
         output (`str` or `os.PathLike`): the file of JSON lines.
         batch_size (`int`, *optional*, defaults to 16): examples in a batch.
         on_bad_image (`str`, *optional*, defaults to `"error"`): see [`decoded_examples`].
+        max_images (`int`, *optional*): see [`decoded_examples`].
         options (*optional*): what the pipeline takes besides.
 
     Returns:
@@ -224,7 +242,7 @@ def predict_file(
     several = of_labels and pipe.model.config.problem_type == MULTI and "top_k" not in options
     if several:
         options["top_k"] = None
-    results = pipe(decoded_examples(rows, on_bad_image), batch_size=batch_size, **options)
+    results = pipe(decoded_examples(rows, on_bad_image, max_images), batch_size=batch_size, **options)
     texts = rows.select_columns([name for name in rows.column_names if name != "images"])
     try:
         with open(unfinished, "w", encoding="utf-8") as file:
