@@ -320,3 +320,32 @@ def test_a_full_disk_is_named_and_leaves_nothing(parts, tmp_path):
     assert [path.name for path in cache.folder.iterdir()] == [".lock"]
     cache.add(store, store.keys(), "error")
     assert keys[0][0] in cache
+
+
+def sized(width: int, height: int, shade: int = 0) -> bytes:
+    buffer = io.BytesIO()
+    PIL.Image.new("RGB", (width, height), (shade, 0, 0)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("sizes", "batch_size", "message"),
+    [
+        ([(32, 32), (32, 32), (64, 32)], 3, "row 2, field `images`: .* 64×32 pixels and not 32×32"),
+        ([(64, 32), (32, 64)], 2, "row 1, field `images`: .* 32×64 pixels and not 64×32"),
+        ([(32, 32), (32, 32), (64, 32), (64, 32)], 2, "row 2, field `images`: .* 32 features and not 16"),
+        ([(32, 32), (32, 32)], 1, "the blank image: .* 784 features and not 16"),
+    ],
+)
+def test_cache_refuses_images_of_another_size(parts, tmp_path, sizes, batch_size, message):
+    model, processor = parts
+    processor.image_processor = ViTImageProcessor(do_resize=False)
+    store = ImageStore()
+    rows = store.add_split("train", dataset_of(*([sized(*size, shade)] for shade, size in enumerate(sizes))))
+    cache = FeatureCache(model, processor, tmp_path)
+    with pytest.raises(ValueError, match=f"{message}.*`do_resize`"):
+        cache.add(store, [*store.keys(), BLANK_KEY], "skip_image", batch_size)
+    assert not any(cache.folder.glob("part-*")) and cache.add(store, rows[0], "error") == set()
+    assert cache.gather(rows[:1])["visual_embeds"].shape[2] == sizes[0][0] * sizes[0][1] // 64
+    with pytest.raises(ValueError, match=" and not "):  # what lies there counts too
+        cache.add(store, [rows[-1][0], BLANK_KEY], "error", batch_size)

@@ -120,7 +120,11 @@ class ImageStore:
         try:
             return decode_image(image)
         except ValueError as error:
-            raise ValueError(f"{self._first_seen[key]}: {error}") from error
+            raise ValueError(f"{self.where(key)}: {error}") from error
+
+    def where(self, key: str) -> str:
+        """Split, row and field in which an image was first seen, for messages."""
+        return self._first_seen.get(key, "the blank image")
 
     def prepare(self, key: str, image: Any, processor: VTFusionProcessor) -> dict[str, torch.Tensor]:
         """
@@ -133,7 +137,7 @@ class ImageStore:
             return processor.encode_images([[image]])
         except ValueError as error:
             message = str(error).removeprefix("row 0, ").removeprefix("field `images`: ")
-            raise ValueError(f"{self._first_seen.get(key, key)}: {message}") from error
+            raise ValueError(f"{self.where(key)}: {message}") from error
 
     def find_bad(self, on_bad_image: str, processor: VTFusionProcessor) -> set[str]:
         """
@@ -351,6 +355,7 @@ class FeatureCache:
 
         Raises:
             `OSError`: naming the folder, if the features cannot be written.
+            `ValueError`: naming an image, if the image processor makes images of different sizes.
         """
         if all(key in self for key in keys):
             return set()
@@ -391,22 +396,37 @@ class FeatureCache:
                     bad.add(key)
             return images
 
+        def refuse_other_size(key: str, size: str, expected: str, cause: Exception | None = None) -> None:
+            if size != expected:
+                raise ValueError(
+                    f"{store.where(key)}: the image processor makes it another size than the images before it: {size} and "
+                    f"not {expected}. All must come out in one size, the blank image of 224×224 pixels too: see the "
+                    "image processor's `size`, `do_resize` and `do_center_crop`."
+                ) from cause
+
         def encode(images: dict[str, Any]) -> dict[str, torch.Tensor]:
             """Leaves those out of `images` that the image processor cannot prepare."""
             try:
                 return self.processor.encode_images([[image] for image in images.values()])
             except ValueError:
+                sizes = {}
                 for key in list(images):
                     try:
-                        store.prepare(key, images[key], self.processor)
+                        pixels = store.prepare(key, images[key], self.processor)["pixel_values"]
+                        sizes[key] = f"{pixels.shape[-1]}×{pixels.shape[-2]} pixels"
                     except ValueError as error:
                         skip_bad_image(str(error), on_bad_image)
                         bad.add(key)
                         del images[key]
-                return self.processor.encode_images([[image] for image in images.values()])
+                try:
+                    return self.processor.encode_images([[image] for image in images.values()])
+                except ValueError as error:
+                    for key, size in sizes.items():
+                        refuse_other_size(key, size, next(iter(sizes.values())), error)
+                    raise
 
         def rows() -> Iterator[dict[str, Any]]:
-            training = self.model.training
+            training, count = self.model.training, self._shape[0]
             self.model.eval()
             for start in logging.tqdm(range(0, len(missing), batch_size), desc="Vision features"):
                 kept = loaded(missing[start : start + batch_size])
@@ -415,6 +435,8 @@ class FeatureCache:
                     continue
                 with torch.no_grad():
                     features, boxes = self.model.get_visual_features(**inputs)
+                count = count or features.shape[2]
+                refuse_other_size(next(iter(kept)), f"{features.shape[2]} features", f"{count} features")
                 for key, feature, box in zip(kept, features[:, 0].cpu(), boxes[:, 0].cpu(), strict=True):
                     yield {
                         "key": key,
