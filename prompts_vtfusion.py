@@ -31,8 +31,8 @@ def chat_template_with_images(template: str, image_token: str) -> str:
 
 def take_image_tokens(text: str, image_token: str) -> tuple[str, list[int]]:
     """
-    Takes the image tokens out of a prompt, each with one space or line break behind it, so that the language model reads
-    the text as it would without images.
+    Takes the image tokens out of a prompt, so that the language model reads the text as it would without images. Of a
+    space on both sides one goes too, and of a line break on both sides; a text begins as a line does.
 
     Args:
         text (`str`): the prompt.
@@ -54,11 +54,13 @@ def take_image_tokens(text: str, image_token: str) -> tuple[str, list[int]]:
     """
     places: list[int] = []
     clean, end = "", 0
-    for match in re.finditer(re.escape(image_token) + r"\s?", text):
+    for match in re.finditer(re.escape(image_token) + r"(\r?\n|\s)?", text):
         between = text[end : match.start()]
         clean += between
         places.append(places[-1] if places and not between.strip() else len(clean))
-        end = match.end()
+        before, behind = clean[-1:] or "\n", match[1] or ""
+        is_double = before == "\n" or (before.isspace() and not behind.endswith("\n"))
+        end = match.end() if is_double else match.end() - len(behind)
     clean += text[end:]
     last = max(len(clean.rstrip()) - 1, 0)
     return clean, [min(place, last) for place in places]

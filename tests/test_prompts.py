@@ -37,6 +37,12 @@ def seen(processor: VTFusionProcessor, batch: Any, row: int = 0) -> list[tuple[s
         ("what is this? <image>", "what is this? ", [12]),
         ("<image>", "", [0]),
         ("none", "none", []),
+        ("Compare this<image> with that<image> now", "Compare this with that now", [12, 22]),
+        ("see<image> <image> here", "see here", [3, 3]),
+        ("look here:<image>\nwhat is it?", "look here:\nwhat is it?", [10]),
+        ("one\n<image>\ntwo", "one\ntwo", [4]),
+        ("one\r\n<image>\r\ntwo", "one\r\ntwo", [5]),
+        ("user: <image>\nassistant:", "user: \nassistant:", [6]),
     ],
 )
 def test_image_tokens_are_taken_out(text: str, clean: str, places: list[int]) -> None:
@@ -222,6 +228,21 @@ def test_a_chat_with_images_is_the_language_models_chat() -> None:
     assert processor.tokenizer.decode(batch["input_ids"][0]) == text.replace("<image>", "")
     assert batch["pixel_values"].shape[:2] == (1, 1)
     assert batch["cross_attention_mask"][0, -1].all() and not batch["cross_attention_mask"][0, 0].any()
+
+
+@pytest.mark.parametrize("parts", [("the fox", PICTURE), ("the", PICTURE, " fox", PICTURE), (PICTURE,)])
+def test_images_take_nothing_from_a_chat(parts: tuple[Any, ...]) -> None:
+    def chat(*parts: Any) -> str:
+        content = [
+            {"type": "text", "text": part} if isinstance(part, str) else {"type": "image", "image": part}
+            for part in parts
+        ]
+        messages = [{"role": "user", "content": content}, {"role": "assistant", "content": "ok"}]
+        batch = processor.apply_chat_template(messages, tokenize=True, return_dict=True)
+        return processor.tokenizer.decode(batch["input_ids"][0])
+
+    processor = chat_processor()
+    assert chat(*parts) == chat(*(part for part in parts if isinstance(part, str)))
 
 
 def test_the_template_is_made_once_and_saved(tmp_path: Path) -> None:
