@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from tokenizers import Encoding
 from transformers import AutoTokenizer
 from transformers.processing_utils import ImagesKwargs, ProcessingKwargs, ProcessorMixin, Unpack
 
@@ -366,7 +367,7 @@ class VTFusionProcessor(ProcessorMixin, VTFusionPostProcessingMixin):
 
         Args:
             text (`list[str]`): The prompts, with an image token where each image stands, or none at all: images then
-                stand before the text.
+                stand before the text. One that begins with the tokenizer's begin token, as a chat may, gets no second.
             num_images (`list[int]`): How many images each has. With 0 its image tokens are dropped.
             response (`list[str]`, *optional*): What is to be generated after each.
             tokenizer_kwargs (*optional*): Further arguments of the tokenizer.
@@ -390,12 +391,12 @@ class VTFusionProcessor(ProcessorMixin, VTFusionPostProcessingMixin):
         ]
         responses: Sequence[str | None] = [None] * len(read) if response is None else response
         whole = [prompt + (then or "") for (prompt, _), then in zip(read, responses, strict=True)]
-        encoded = self.tokenizer(whole, return_offsets_mapping=True, verbose=False, **tokenizer_kwargs)
+        encoded = self._tokenize_prompts(whole, **tokenizer_kwargs)
         limit = None if tokenizer_kwargs.get("truncation") else self.window_length or self._model_limit()
         inputs = [
             self._prompt_inputs(
-                list(encoded["input_ids"][row]),
-                [end for _, end in encoded["offset_mapping"][row]],
+                encoded[row].ids,
+                [end for _, end in encoded[row].offsets],
                 prompt=prompt,
                 places=places,
                 response=responses[row],
@@ -406,6 +407,21 @@ class VTFusionProcessor(ProcessorMixin, VTFusionPostProcessingMixin):
         ]
         names = ("input_ids", "attention_mask", "visible_images", *(() if response is None else ("labels",)))
         return {name: [of_row[name] for of_row in inputs] for name in names}
+
+    def _tokenize_prompts(self, texts: Sequence[str], **tokenizer_kwargs: Any) -> list[Encoding]:
+        """What the tokenizer makes of each text. One that begins with its begin token, as chats do, has all it needs."""
+        self._refuse_slow_tokenizer()
+        begin = self.tokenizer.bos_token
+        is_begun = [begin is not None and text.startswith(begin) for text in texts]
+        encoded: dict[int, Encoding] = {}
+        for begun, options in ((False, {}), (True, {"add_special_tokens": False})):
+            rows = [row for row in range(len(texts)) if is_begun[row] is begun]
+            if rows:
+                of_rows = self.tokenizer(
+                    [texts[row] for row in rows], verbose=False, **{**tokenizer_kwargs, **options}
+                )
+                encoded.update(zip(rows, of_rows.encodings, strict=True))
+        return [encoded[row] for row in range(len(texts))]
 
     def _prompt_inputs(
         self,
@@ -525,6 +541,13 @@ class VTFusionProcessor(ProcessorMixin, VTFusionPostProcessingMixin):
         limit = self.tokenizer.model_max_length
         return limit if limit is not None and limit < _SANE_LENGTH else None
 
+    def _refuse_slow_tokenizer(self) -> None:
+        if not self.tokenizer.is_fast:
+            raise ValueError(
+                f"`VTFusionProcessor` needs a fast tokenizer (one that knows character offsets), "
+                f"{type(self.tokenizer).__name__} is a slow one"
+            )
+
     def _encode(
         self,
         texts: Sequence[Any],
@@ -536,11 +559,7 @@ class VTFusionProcessor(ProcessorMixin, VTFusionPostProcessingMixin):
         **tokenizer_kwargs: Any,
     ) -> tuple[list[TextRow], dict[str, list[Any]]]:
         """The rows of texts, and what [`~VTFusionProcessor.encode_text`] gives of them."""
-        if not self.tokenizer.is_fast:
-            raise ValueError(
-                f"`VTFusionProcessor` needs a fast tokenizer (one that knows character offsets), "
-                f"{type(self.tokenizer).__name__} is a slow one"
-            )
+        self._refuse_slow_tokenizer()
         rows, pairs, word_labels = self._read_rows(texts, pairs, word_labels, pair_first)
         first, second = [row.text for row in rows], pairs
         if pair_first:

@@ -76,6 +76,20 @@ def test_a_conversation_is_written_by_the_chat_template(tmp_path: Path) -> None:
     assert row["responses"] == ["a fox"] and join_response("assistant:", "a fox", True) == "a fox"
 
 
+def test_a_chat_is_learned_as_it_is_served(tmp_path: Path) -> None:
+    content = [{"type": "image"}, {"type": "text", "text": "the fox"}]
+    messages = [{"role": "user", "content": content}, {"role": "assistant", "content": "a dog"}]
+    path = write_rows(tmp_path, [{"messages": json.dumps(messages)}])
+    dataset = load_generation_dataset(GenerationDataArguments(train_file=path))["train"]
+    processor = make_processor("llama", chat_template="{{ bos_token }}" + CHAT)
+    (learned,) = encode_prompts(dataset, processor, [["one"]], "{prompt}")["input_ids"]
+    content[0]["image"] = Image.new("RGB", (40, 40))  # type: ignore[assignment]
+    served = processor.apply_chat_template(messages[:1], add_generation_prompt=True, tokenize=True, return_dict=True)[
+        "input_ids"
+    ][0]
+    assert learned[: len(served)] == served and served.count(processor.tokenizer.bos_token_id) == 1
+
+
 @pytest.mark.parametrize(
     ("row", "message"),
     [

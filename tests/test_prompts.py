@@ -193,6 +193,21 @@ def test_prompts_come_as_arrays_too() -> None:
         np.testing.assert_array_equal(value, tensors[name].numpy())
 
 
+def test_a_begin_token_in_the_text_is_not_added_again() -> None:
+    processor = make_processor("llama")
+    begin, end = processor.tokenizer.bos_token, processor.tokenizer.eos_token_id
+    texts = [f"{begin}the fox", "the fox", f"<image>{begin}the fox", "", f"{begin}the"]
+    written = [text.replace("<image>", "") for text in texts]
+    batch = processor.encode_prompts(texts, [0, 0, 1, 0, 0], [" dog"] * 5)
+    for text, ids in zip(written, batch["input_ids"], strict=True):
+        expected = processor.tokenizer(f"{text} dog", add_special_tokens=not text.startswith(begin))["input_ids"]
+        assert ids == [*expected, end]
+    firsts = [ids[:2].count(processor.tokenizer.bos_token_id) for ids in batch["input_ids"]]
+    assert firsts == [1] * 5
+    bare = processor.encode_prompts(texts[:2], [0, 0], [" dog"] * 2, add_special_tokens=False)["input_ids"]
+    assert bare == [batch["input_ids"][0], batch["input_ids"][1][1:]]
+
+
 def test_a_response_needs_an_image_token() -> None:
     processor = VTFusionProcessor(None, TOKENIZERS["gpt-neox"]())
     with pytest.raises(ValueError, match="no `image_token`"):
