@@ -206,7 +206,8 @@ class VTFusionProcessor(ProcessorMixin, VTFusionPostProcessingMixin):
             kwargs (*optional*):
                 `allow_paths=True` and `allow_urls=True` allow images to be opened from disk and from the net.
                 `max_length` and `stride` set the windows. `truncation` turns windows off: the tokenizer then cuts as
-                it always does, and words beyond the cut get no prediction of the model. `text_pair` is passed on to
+                it always does, and words beyond the cut get no prediction of the model. With `image_token` texts of
+                more than `max_length` tokens are refused, or with `truncation` cut. `text_pair` is passed on to
                 the tokenizer; words are those of `text`. Rows are padded to the longest unless `padding` says
                 otherwise. Other arguments go to the tokenizer and the image processor.
 
@@ -241,7 +242,7 @@ class VTFusionProcessor(ProcessorMixin, VTFusionPostProcessingMixin):
             wrong = [name for name, value in unread.items() if value]
             if wrong:
                 raise ValueError(f"{wrong} cannot be used with `image_token`: a prompt is one string")
-            return self._prompts(images, text, response, text_kwargs, images_kwargs)
+            return self._prompts(images, text, response, given, text_kwargs, images_kwargs)
         if response is not None:
             raise ValueError("`response` is for prompts: this processor has no `image_token`")
         return self._windows(
@@ -283,8 +284,7 @@ class VTFusionProcessor(ProcessorMixin, VTFusionPostProcessingMixin):
         texts, pairs, labels, is_single = _as_lists(
             text, given.get("text_pair"), word_labels, bool(text_kwargs.get("is_split_into_words"))
         )
-        # What a tokenizer was saved with as its `max_length` goes last.
-        limit = given.get("max_length") or self.window_length or text_kwargs.get("max_length")
+        limit = self._limit(given, text_kwargs)
         names = ("add_special_tokens", "return_token_type_ids", "sanitize_control_tokens")
         options = {name: text_kwargs.get(name) for name in names} | {"truncation": given.get("truncation")}
         options = {name: value for name, value in options.items() if value is not None}
@@ -309,6 +309,10 @@ class VTFusionProcessor(ProcessorMixin, VTFusionPostProcessingMixin):
             word_positions=_stack(word_positions, (longest,), side),
             token_spans=_stack(token_spans, (longest, 2), side),
         )
+
+    def _limit(self, given: Mapping[str, Any], text_kwargs: Mapping[str, Any]) -> int | None:
+        """The most tokens of one input. What a tokenizer was saved with as its `max_length` goes last."""
+        return given.get("max_length") or self.window_length or text_kwargs.get("max_length")
 
     def _images_alone(self, images: Any, **images_kwargs: Any) -> dict[str, torch.Tensor]:
         """What the image processor gives for a flat list of images; with `image_mask` for rows of them."""
@@ -360,6 +364,8 @@ class VTFusionProcessor(ProcessorMixin, VTFusionPostProcessingMixin):
         text: Sequence[str],
         num_images: Sequence[int],
         response: Sequence[str] | None = None,
+        max_length: int | None = None,
+        truncation: Any = None,
         **tokenizer_kwargs: Any,
     ) -> dict[str, list[Any]]:
         """
@@ -370,6 +376,9 @@ class VTFusionProcessor(ProcessorMixin, VTFusionPostProcessingMixin):
                 stand before the text. One that begins with the tokenizer's begin token, as a chat may, gets no second.
             num_images (`list[int]`): How many images each has. With 0 its image tokens are dropped.
             response (`list[str]`, *optional*): What is to be generated after each.
+            max_length (`int`, *optional*, defaults to `self.window_length`): The most tokens of one.
+            truncation (`bool` or `str`, *optional*): Whether longer ones are cut, as in a tokenizer; else they are
+                refused. A response without its end gets no end-of-text token.
             tokenizer_kwargs (*optional*): Further arguments of the tokenizer.
 
         Returns:
@@ -391,16 +400,19 @@ class VTFusionProcessor(ProcessorMixin, VTFusionPostProcessingMixin):
         ]
         responses: Sequence[str | None] = [None] * len(read) if response is None else response
         whole = [prompt + (then or "") for (prompt, _), then in zip(read, responses, strict=True)]
+        limit = max_length or self.window_length or self._model_limit()
+        is_cutting = truncation not in (None, False, "do_not_truncate")
+        if is_cutting:
+            tokenizer_kwargs |= {"truncation": truncation, "max_length": limit}
         encoded = self._tokenize_prompts(whole, **tokenizer_kwargs)
-        limit = None if tokenizer_kwargs.get("truncation") else self.window_length or self._model_limit()
         inputs = [
             self._prompt_inputs(
-                encoded[row].ids,
-                [end for _, end in encoded[row].offsets],
+                encoded[row],
                 prompt=prompt,
                 places=places,
                 response=responses[row],
                 limit=limit,
+                is_cutting=is_cutting,
                 row=row,
             )
             for row, (prompt, places) in enumerate(read)
@@ -425,32 +437,42 @@ class VTFusionProcessor(ProcessorMixin, VTFusionPostProcessingMixin):
 
     def _prompt_inputs(
         self,
-        ids: list[int],
-        ends: list[int],
+        encoding: Encoding,
         *,
         prompt: str,
         places: list[int],
         response: str | None,
         limit: int | None,
+        is_cutting: bool,
         row: int,
     ) -> dict[str, list[Any]]:
         """
         What the model is given of a prompt.
 
         Args:
-            ids (`list[int]`): The tokens of prompt and response.
-            ends (`list[int]`): Where each ends (exclusive), in characters.
+            encoding (`Encoding`): The tokens of prompt and response.
             prompt (`str`): The text before the response.
             places (`list[int]`): For each image the character before which it stands.
             response (`str`, *optional*): What follows.
             limit (`int`, *optional*): The most tokens.
+            is_cutting (`bool`): Whether more are cut off, which the tokenizer has done.
             row (`int`): Its place in the batch, for error messages.
         """
-        if response is not None and (not ids or ids[-1] != self.tokenizer.eos_token_id):
-            ids, ends = [*ids, self.tokenizer.eos_token_id], [*ends, len(prompt) + len(response)]
+        ids, ends = encoding.ids, [end for _, end in encoding.offsets]
+        keeps_end = self.tokenizer.truncation_side == "left"
+        learns_end = response is not None and (keeps_end or not encoding.overflowing)
+        if learns_end and ids[-1:] != [self.tokenizer.eos_token_id]:
+            if is_cutting and limit is not None and len(ids) >= limit:
+                # The end-of-text token is cut too, or on the left the first token of the text in its place.
+                is_special = encoding.special_tokens_mask
+                learns_end = keeps_end and 0 in is_special
+                if learns_end:
+                    del ids[is_special.index(0)], ends[is_special.index(0)]
+            if learns_end:
+                ids, ends = [*ids, self.tokenizer.eos_token_id], [*ends, len(prompt) + len(response or "")]
         if not ids:
             raise ValueError(f"row {row}, field `text`: there are no tokens to go on from")
-        if limit is not None and len(ids) > limit:
+        if not is_cutting and limit is not None and len(ids) > limit:
             raise ValueError(
                 f"row {row}, field `text`: {len(ids)} tokens are more than the {limit} that the model reads; "
                 "shorten the text, or pass `truncation=True`"
@@ -459,7 +481,8 @@ class VTFusionProcessor(ProcessorMixin, VTFusionPostProcessingMixin):
         inputs = {"input_ids": ids, "attention_mask": [1] * len(ids), "visible_images": visible}
         if response is not None:
             # what stands behind the prompt, and the end of the text
-            learned = [*(end > len(prompt) for end in ends[:-1]), True]
+            learned = [end > len(prompt) for end in ends]
+            learned[-1] |= learns_end
             inputs["labels"] = [i if keep else -100 for i, keep in zip(ids, learned, strict=True)]
         return inputs
 
@@ -492,7 +515,13 @@ class VTFusionProcessor(ProcessorMixin, VTFusionPostProcessingMixin):
         return encoding
 
     def _prompts(
-        self, images: Any, text: Any, response: Any, text_kwargs: dict[str, Any], images_kwargs: dict[str, Any]
+        self,
+        images: Any,
+        text: Any,
+        response: Any,
+        given: dict[str, Any],
+        text_kwargs: dict[str, Any],
+        images_kwargs: dict[str, Any],
     ) -> VTFusionBatch:
         """Prompts for the generation model with their images."""
         is_single = isinstance(text, str)
@@ -501,11 +530,13 @@ class VTFusionProcessor(ProcessorMixin, VTFusionPostProcessingMixin):
             raise ValueError("field `text`: there are no texts")
         responses = [response] if isinstance(response, str) else response
         rows = [[] for _ in texts] if images is None else self._align_images(images, len(texts), is_single)
-        names = ("add_special_tokens", "truncation", "max_length")
-        options = {name: text_kwargs[name] for name in names if text_kwargs.get(name) is not None}
+        limit = self._limit(given, text_kwargs)
+        options: dict[str, Any] = {"max_length": limit, "truncation": given.get("truncation")}
+        if text_kwargs.get("add_special_tokens") is not None:
+            options["add_special_tokens"] = text_kwargs["add_special_tokens"]
         encoded = self.encode_prompts(texts, [len(row) for row in rows], responses, **options)
-        padding = ("padding", "padding_side", "pad_to_multiple_of", "max_length")
-        encoded = self.pad_prompts(encoded, **{name: text_kwargs.get(name) for name in padding})
+        padding = {name: text_kwargs.get(name) for name in ("padding", "padding_side", "pad_to_multiple_of")}
+        encoded = self.pad_prompts(encoded, max_length=limit, **padding)
         return_tensors = text_kwargs.get("return_tensors")
         return VTFusionBatch(
             {**(_as_arrays(encoded) if return_tensors else encoded), **self.encode_images(rows, **images_kwargs)},

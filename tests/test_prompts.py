@@ -142,11 +142,39 @@ def test_prompts_are_cut_where_that_is_asked_for() -> None:
     assert processor.encode_prompts(["the " * 20], [0], truncation=True, max_length=9)["attention_mask"] == [[1] * 9]
     longer = processor(text="the " * 20, truncation=True, max_length=10)  # who cuts says where
     assert [len(ids) for ids in longer["input_ids"]] == [10]
-    with pytest.raises(ValueError, match=r"more than the 8 that the model reads"):
-        processor(text="the " * 20)
+    window = processor(text="the " * 20, truncation=True)
+    assert [len(ids) for ids in window["input_ids"]] == [8]
+    for options, most in (({}, 8), ({"max_length": 5}, 5), ({"max_length": 10, "truncation": False}, 10)):
+        for padding in ({}, {"padding": "max_length"}):
+            with pytest.raises(ValueError, match=rf"more than the {most} that the model reads"):
+                processor(text="the " * 20, **options, **padding)
+    processor.tokenizer.init_kwargs |= {"max_length": 5, "truncation": True}  # as some tokenizers are saved
+    assert [len(ids) for ids in processor(text="the " * 6)["input_ids"]] == [7]
     assert len(processor.encode_prompts(["the"] * 2, [0, 0])["input_ids"]) == 2
     with pytest.raises(ValueError):
         processor.encode_prompts(["the", "fox"], [0])
+
+
+@pytest.mark.parametrize("tokenizer", ["gpt-neox", "llama", "roberta"])
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_the_end_is_learned_only_behind_the_end_of_a_response(tokenizer: str, side: str) -> None:
+    processor = make_processor(tokenizer)
+    processor.tokenizer.truncation_side = side
+    prompt, response, end = "the quick:", " brown fox jumps over", processor.tokenizer.eos_token_id
+    (whole,), (learned,) = (processor(text=prompt, response=response)[name] for name in ("input_ids", "labels"))
+    given = sum(label == -100 for label in learned)
+    for length in range(4, len(whole) + 2):
+        cut = processor(text=prompt, response=response, truncation=True, max_length=length)
+        (ids,), (labels,) = cut["input_ids"], cut["labels"]
+        assert len(ids) <= length and len(labels) == len(ids)
+        if length >= len(whole):
+            assert (ids, labels) == (whole, learned)
+        elif side == "left":
+            assert ids[-2:] == whole[-2:] and labels[-1] == end
+        else:
+            kept = [label for label in labels if label != -100]
+            assert kept == learned[given : given + len(kept)] and end not in kept
+            assert len(kept) >= length - given - 1
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
