@@ -40,7 +40,8 @@ class VTFusionPipeline(Pipeline):
     pipeline_task = ""  # its name for `pipeline(...)`
     auto_class = ""  # the Auto class that loads its model
     text_fields: tuple[str, ...] = ("text",)
-    optional_text_fields: tuple[str, ...] = ()
+    optional_text_fields: tuple[str, ...] = ()  # beside them
+    other_text_fields: tuple[str, ...] = ()  # instead of them
 
     def __call__(self, inputs: Any = None, images: Any = None, **kwargs: Any) -> Any:
         """
@@ -79,7 +80,7 @@ class VTFusionPipeline(Pipeline):
             `ValueError`: an example lacks a field of the task, or holds something that cannot be read.
         """
         if inputs is None:
-            names = (*self.text_fields, *self.optional_text_fields, "image")
+            names = (*self.text_fields, *self.optional_text_fields, *self.other_text_fields, "image")
             inputs = {name: kwargs.pop(name) for name in names if name in kwargs}
         if isinstance(inputs, (str, Mapping)):
             return super().__call__(self.read_example(inputs, images), **kwargs)
@@ -266,6 +267,7 @@ class VTFusionTokenClassificationPipeline(VTFusionPipeline):
 
     pipeline_task = "multimodal-token-classification"
     auto_class = "AutoModelForTokenClassification"
+    other_text_fields = ("tokens",)
 
     def read_example(self, example: Any, images: Any = None) -> dict[str, Any]:
         """`text`, a string or a list of words, and `images` of an example; `tokens` are such a list."""

@@ -296,6 +296,22 @@ def test_answers_with_heat_maps_and_without_words(qa):
 
 
 @pytest.mark.parametrize(
+    ("task", "example"),
+    [
+        ("multimodal-token-classification", {"text": "john smith"}),
+        ("multimodal-token-classification", {"tokens": ["john", "smith"]}),
+        ("multimodal-text-classification", {"text": "the fox", "text_pair": "paris"}),
+        ("multimodal-visual-question-answering", {"question": "the fox"}),
+        ("multimodal-question-answering", {"question": "who", "context": "john smith"}),
+    ],
+)
+def test_fields_by_name_are_those_of_an_example(task, example):
+    pipe = make(task)
+    for images in ({}, {"image": picture()}, {"images": [picture(0), picture(1)]}):
+        assert_close(pipe(**example, **images), pipe({**example, **images}))
+
+
+@pytest.mark.parametrize(
     ("task", "example", "message"),
     [
         ("multimodal-token-classification", {"words": ["a"]}, "needs `text`, got the keys words"),
@@ -319,6 +335,10 @@ def test_examples_that_lack_something(task, example, message):
 def test_options_that_do_nothing_are_refused(ner, classify, qa):
     with pytest.raises(ValueError, match="takes no `top_k`"):
         ner("john", top_k=2)
+    with pytest.raises(ValueError, match="takes no `text_pair`"):
+        ner(text="john", text_pair="smith")
+    with pytest.raises(ValueError, match="once: as `text` or as `tokens`"):
+        ner(text="john", tokens=["john"])
     with pytest.raises(ValueError, match="takes no `grouped_entities`"):
         pipeline("multimodal-token-classification", model=ner.model, processor=ner.processor, grouped_entities=True)
     with pytest.raises(ValueError, match="`aggregation_strategy` must be"):
