@@ -813,12 +813,17 @@ def _is_one(images: Any) -> bool:
     return isinstance(images, str | bytes | bytearray | memoryview | Path | Image.Image | Mapping) or images is None
 
 
+def _is_row(labels: Any) -> bool:
+    """Whether these are the labels of a text, not the label of a word, which a tensor gives as a tensor too."""
+    return isinstance(labels, list | tuple) or getattr(labels, "ndim", 0) > 0
+
+
 def _as_lists(text: Any, pairs: Any, word_labels: Any, is_split_into_words: bool) -> tuple[Any, Any, Any, bool]:
     """Texts, second texts and labels with an entry for each text, and whether it was a single one."""
     is_single = isinstance(text, str) or (is_split_into_words and all(isinstance(word, str) for word in text))
     if not is_single:
         return list(text), pairs, word_labels, False
-    if word_labels is not None and not any(isinstance(labels, list | tuple) for labels in word_labels):
+    if word_labels is not None and not any(_is_row(labels) for labels in word_labels):
         word_labels = [word_labels]
     return [text], None if pairs is None else [pairs], word_labels, True
 

@@ -686,6 +686,14 @@ def test_numbers_of_rows_and_shapes_that_differ(bert, processor):
         VTFusionProcessor(Patches(), bert)(text="a", images=red)
 
 
+def test_labels_of_a_single_text_come_flat_or_as_a_row(bert):
+    processor = VTFusionProcessor(tokenizer=bert)
+    expected = processor(text="fox the fox", word_labels=[1, 0, 2])["labels"]
+    for make in (list, tuple, np.array, torch.tensor):
+        for labels in (make([1, 0, 2]), make([[1, 0, 2]]), [make([1, 0, 2])]):
+            assert processor(text="fox the fox", word_labels=labels)["labels"] == expected
+
+
 # -------------------------------------------------- bad texts and labels --------------------------------------------
 
 
