@@ -631,9 +631,9 @@ def _check_generation_config(config: VTFusionConfig) -> None:
 
 def _copy_cache(cache: Any) -> Any:
     """A cache with keys and values of its own, through which gradients pass: `deepcopy` alone refuses what has any."""
-    tensors = [
-        each for layer in getattr(cache, "layers", ()) for each in vars(layer).values() if torch.is_tensor(each)
-    ]
+    layers = getattr(cache, "layers", ())
+    states = [getattr(layer, name, None) for layer in layers for name in ("keys", "values")]
+    tensors = [state for state in states if torch.is_tensor(state)]
     return deepcopy(cache, {id(tensor): tensor.clone() for tensor in tensors})
 
 
