@@ -633,7 +633,7 @@ def _copy_cache(cache: Any) -> Any:
     """A cache with keys and values of its own, through which gradients pass: `deepcopy` alone refuses what has any."""
     layers = getattr(cache, "layers", ())
     states = [getattr(layer, name, None) for layer in layers for name in ("keys", "values")]
-    tensors = [state for state in states if torch.is_tensor(state)]
+    tensors = [state for state in states if isinstance(state, torch.Tensor)]
     return deepcopy(cache, {id(tensor): tensor.clone() for tensor in tensors})
 
 
